@@ -16,6 +16,9 @@ inline constexpr Index keys_per_tile = 64, keys_per_range = 2048;
 /// Farther than any position; positions stay below 2^53, so that sums with it cannot overflow.
 inline constexpr Index unreachable = Index{1} << (sizeof(Index) == 8 ? 60 : 30);
 
+/// The position of a query that sees no key.
+inline constexpr Index nowhere = -unreachable;
+
 /// Keys that the queries of a plan may see, in order of position.
 ///
 /// Row r lies at key + source(r) * key_row, where source(r) is rows[r], or r without a list. It stands at position
@@ -45,7 +48,7 @@ struct QueryBlock {
   Index count = 0;
   Index lowest = 0, highest = 0;                 // position
   const T* query[most_lanes];
-  T* out[most_lanes];
+  T* out[most_lanes];                            // null: computed elsewhere
   T* lse[most_lanes];                            // null: not wanted
   Index position[most_lanes];
   const std::uint8_t* keep_mask[most_lanes];     // of column 0

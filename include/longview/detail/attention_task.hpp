@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// From a pattern (which rows, which keys) to the tasks of the attention kernel, and their execution.
+#pragma once
+
+#include <concepts>
+
+#include "longview/detail/scratch.hpp"
+#include "longview/kernel/targets.hpp"
+#include "longview/scores.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
+
+/// Queries that see the same segments: `count` per head, of `heads` consecutive heads, all on one key head.
+struct RowSet {
+  Index head = 0, heads = 1;
+  Index first = 0, step = 1, count = 0;
+  const Index* rows = nullptr;  // instead of first and step
+};
+
+/// Where a task stands in a pattern's grid: batch item, group of heads, residue class of the dilation, and a stretch of rows.
+struct GridPlace {
+  Index item, group, residue, chunk;
+};
+
+/// What an operator says about itself.
+template <typename P, typename T>
+concept Pattern = requires(const P& pattern, Index at, const GridPlace& place, kernel::AttentionTask<T>& task,
+                           kernel::QueryBlock<T>& block) {
+  { pattern.items() } -> std::same_as<Index>;
+  { pattern.groups() } -> std::same_as<Index>;
+  { pattern.residues(at) } -> std::same_as<Index>;   // of a group
+  { pattern.most_rows(at) } -> std::same_as<Index>;  // of a group, over its residues and items
+  { pattern.rows(place) } -> std::same_as<RowSet>;
+  pattern.segments(place, task);
+  pattern.lane(place, at, at, 0, block);             // head, query, lane
+};
+
+/// The tasks of a pattern, each of at most `rows_per_task` rows of one residue class of one group.
+template <typename Pattern>
+class TaskGrid {
+ public:
+  TaskGrid(const Pattern& pattern, Index rows_per_task) : pattern_(pattern), rows_per_task_(rows_per_task) {
+    for (Index group = 0; group < pattern.groups(); ++group) per_item_ += tasks_of(group);
+  }
+  Index size() const { return per_item_ * pattern_.items(); }
+  GridPlace place(Index task) const {
+    GridPlace at{task / per_item_, 0, 0, 0};
+    Index left = task % per_item_;
+    while (left >= tasks_of(at.group)) left -= tasks_of(at.group++);
+    const Index chunks = chunks_of(at.group);
+    at.residue = left / chunks, at.chunk = left % chunks;
+    return at;
+  }
+
+ private:
+  Index chunks_of(Index group) const { return (pattern_.most_rows(group) + rows_per_task_ - 1) / rows_per_task_; }
+  Index tasks_of(Index group) const { return pattern_.residues(group) * chunks_of(group); }
+
+  const Pattern& pattern_;
+  Index rows_per_task_, per_item_ = 0;
+};
+
+/// Blocks of one task: few enough for the scratch of a worker to stay near 256 KiB, and for every worker to have work.
+template <typename T>
+Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, Index total_rows, Index workers) {
+  const Index block_bytes = kernel::block_scratch(shape.head_dim, shape.value_dim, block_rows) * static_cast<Index>(sizeof(T));
+  const Index tile_bytes = kernel::tile_scratch(block_rows) * static_cast<Index>(sizeof(T));
+  const Index by_memory = (Index{240} * 1024 - tile_bytes) / block_bytes;
+  const Index by_workers = total_rows / (workers * 4 * block_rows);
+  Index blocks = by_memory < kernel::most_blocks ? by_memory : kernel::most_blocks;
+  if (workers > 1 && blocks > by_workers) blocks = by_workers;
+  const Index all = (total_rows + block_rows - 1) / block_rows;
+  if (blocks > all) blocks = all;
+  return blocks > 1 ? blocks : 1;
+}
+
+template <typename T>
+struct AttentionScratch {
+  kernel::QueryBlock<T>* blocks;
+  kernel::LaneBounds* bounds;
+  T* sums;
+
+  static ByteCount size(const kernel::AttentionShape<T>& shape, Index block_rows, Index blocks, Index segments) {
+    return ByteCount()
+        .add(blocks, sizeof(kernel::QueryBlock<T>))
+        .add(blocks * segments, sizeof(kernel::LaneBounds))
+        .add(kernel::tile_scratch(block_rows), sizeof(T))
+        .add(kernel::block_scratch(shape.head_dim, shape.value_dim, block_rows), blocks * static_cast<Index>(sizeof(T)));
+  }
+  AttentionScratch(Carver& carver, Index block_rows, Index block_count, Index segments)
+      : blocks(carver.take<kernel::QueryBlock<T>>(block_count)),
+        bounds(carver.take<kernel::LaneBounds>(block_count * segments)),
+        sums(carver.take<T>(kernel::tile_scratch(block_rows))) {}
+};
+
+/// Executes one task of a pattern.
+template <typename T, typename Pattern>
+void attend_task(const kernel::Kernels<T>& kernels, const kernel::AttentionShape<T>& shape, const Pattern& pattern,
+                 const GridPlace& place, Index blocks_per_task, const AttentionScratch<T>& scratch) {
+  const RowSet rows = pattern.rows(place);
+  const Index begin = place.chunk * blocks_per_task * kernels.block_rows, all = rows.heads * rows.count;
+  if (begin >= all) return;
+  kernel::AttentionTask<T> task;
+  task.shape = &shape;
+  task.blocks = scratch.blocks;
+  for (Index row = begin; row < all && task.block_count < blocks_per_task; row += kernels.block_rows) {
+    kernel::QueryBlock<T>& block = scratch.blocks[task.block_count++];
+    block.count = all - row < kernels.block_rows ? all - row : kernels.block_rows;
+    // Lanes beyond the last row repeat it, so that the kernel needs no special case.
+    for (Index lane = 0; lane < kernels.block_rows; ++lane) {
+      const Index at = row + (lane < block.count ? lane : block.count - 1);
+      const Index number = at % rows.count;
+      const Index query = rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step;
+      pattern.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
+    }
+  }
+  pattern.segments(place, task);
+  kernels.attend(task, scratch.bounds, scratch.sums);
+}
+
+}  // namespace longview

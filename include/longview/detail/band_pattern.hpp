@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Full and windowed attention as a pattern: each query sees a band of keys around its position.
+#pragma once
+
+#include "longview/detail/attention_task.hpp"
+#include "longview/key_value_view.hpp"
+#include "longview/window.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
+
+/// The arguments of a call, already checked.
+template <typename T>
+struct BandCall {
+  TensorView<const T, 4> query;
+  Output<T> out{{}};
+  KeyValueView<T> keys{{}, {}};
+  Index segment_position[KeyValueView<T>::most_segments] = {};
+  const Scores<T>* scores = nullptr;
+  Window window{unlimited, unlimited, 1};
+  std::span<const Window> head_windows{};
+  Index offset = 0;     // position of query 0
+  Index positions = 0;  // of all keys: 0 ... positions - 1
+
+  Index key_heads() const { return keys[0].key.extent(1); }
+  Index heads_per_key_head() const { return query.extent(1) / key_heads(); }
+  const Window& window_of(Index head) const {
+    return head_windows.empty() ? window : head_windows[static_cast<std::size_t>(head)];
+  }
+  /// A mask that says the same to every query and head leaves keys out before the kernel sees them.
+  bool keep_mask_is_by_key() const { return scores->keep_mask.extent(1) == 1 && scores->keep_mask.extent(2) == 1; }
+};
+
+LONGVIEW_INLINE Index remainder(Index value, Index by) { return (value % by + by) % by; }
+LONGVIEW_INLINE Index repeated(Index extent, Index stride) { return extent == 1 ? 0 : stride; }
+/// steps * dilation, saturating.
+LONGVIEW_INLINE Index reach(Index steps, Index dilation) {
+  return steps >= kernel::unreachable / dilation ? kernel::unreachable : steps * dilation;
+}
+
+/// An element of a view whose extents of 1 repeat.
+template <typename T>
+LONGVIEW_INLINE const T* row_of(const TensorView<const T, 4>& view, Index item, Index head, Index query) {
+  return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
+         head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
+}
+
+template <typename T>
+class BandPattern {
+ public:
+  explicit BandPattern(const BandCall<T>& call) : call_(call) {}
+
+  /// Heads that share keys also share blocks, unless each has a window of its own or rows are strided by a dilation.
+  bool folds_heads() const { return call_.head_windows.empty() && call_.window.dilation == 1; }
+  Index heads_per_group() const { return folds_heads() ? call_.heads_per_key_head() : 1; }
+
+  Index items() const { return call_.query.extent(0); }
+  Index groups() const { return call_.query.extent(1) / heads_per_group(); }
+  Index residues(Index group) const { return dilation(group); }
+  Index most_rows(Index group) const {
+    return heads_per_group() * ((call_.query.extent(2) + dilation(group) - 1) / dilation(group));
+  }
+  RowSet rows(const GridPlace& place) const {
+    const Index step = dilation(place.group), first = remainder(place.residue - call_.offset, step);
+    const Index queries = call_.query.extent(2);
+    return {place.group * heads_per_group(), heads_per_group(), first, step,
+            first < queries ? (queries - first + step - 1) / step : 0};
+  }
+
+  void lane(const GridPlace& place, Index head, Index query, int lane, kernel::QueryBlock<T>& block) const {
+    const auto& q = call_.query;
+    const auto &out = call_.out.out;
+    const auto& lse = call_.out.lse;
+    const Scores<T>& scores = *call_.scores;
+    block.query[lane] = q.data_handle() + place.item * q.stride(0) + head * q.stride(1) + query * q.stride(2);
+    block.out[lane] = out.data_handle() + place.item * out.stride(0) + head * out.stride(1) + query * out.stride(2);
+    block.lse[lane] = lse ? lse.data_handle() + place.item * lse.stride(0) + head * lse.stride(1) + query * lse.stride(2)
+                          : nullptr;
+    block.position[lane] = query + call_.offset;
+    if (scores.keep_mask) block.keep_mask[lane] = row_of(scores.keep_mask, place.item, head, query);
+    if (scores.bias) block.bias[lane] = row_of(scores.bias, place.item, head, query);
+    if (!scores.alibi_slopes.empty()) block.slope[lane] = scores.alibi_slopes[static_cast<std::size_t>(head)];
+    if (!scores.sinks.empty()) block.sink[lane] = scores.sinks[static_cast<std::size_t>(head)];
+  }
+
+  void segments(const GridPlace& place, kernel::AttentionTask<T>& task) const {
+    const Index head = place.group * heads_per_group(), key_head = head / call_.heads_per_key_head();
+    const Window& window = call_.window_of(head);
+    const Index step = dilation(place.group);
+    Index column = 0;
+    for (std::size_t s = 0; s < call_.keys.size(); ++s) {
+      const KeyValue<T>& piece = call_.keys[s];
+      const Index position = call_.segment_position[s], first = remainder(place.residue - position, step);
+      const Index visible = keys_in(piece, position, place.item);
+      if (first < visible) {
+        kernel::KeySegment<T>& segment = task.segments[task.segment_count++];
+        segment = band_segment(piece, place.item, key_head, first, step);
+        segment.count = (visible - first + step - 1) / step;
+        segment.position = position + first;
+        segment.index = (position + first - place.residue) / step;
+        segment.column = column + first, segment.column_step = step;
+        segment.before = reach(window.before, step);
+        segment.after = call_.scores->causal && window.after > 0 ? 0 : reach(window.after, step);
+        add_key_mask(place.item, column + first, step, segment);
+      }
+      column += piece.key.extent(2);
+    }
+  }
+
+ private:
+  // Farther apart than any two positions, only the query itself is left; that is also where the number of classes may end.
+  Index dilation(Index group) const {
+    const Index most = call_.query.extent(2) + call_.positions + (call_.offset < 0 ? -call_.offset : call_.offset) + 1;
+    const Index own = call_.window_of(group * heads_per_group()).dilation;
+    return own < most ? own : most;
+  }
+  Index keys_in(const KeyValue<T>& piece, Index position, Index item) const {
+    Index keys = piece.key.extent(2);
+    if (!call_.scores->key_lengths.empty()) {
+      const Index length = call_.scores->key_lengths[static_cast<std::size_t>(item)] - position;
+      if (length < keys) keys = length > 0 ? length : 0;
+    }
+    return keys;
+  }
+  void add_key_mask(Index item, Index column, Index step, kernel::KeySegment<T>& segment) const {
+    const auto& mask = call_.scores->keep_mask;
+    if (!mask || !call_.keep_mask_is_by_key()) return;
+    const Index stride = repeated(mask.extent(3), mask.stride(3));
+    segment.keep = row_of(mask, item, 0, 0) + column * stride;
+    segment.keep_row = step * stride;
+  }
+  static kernel::KeySegment<T> band_segment(const KeyValue<T>& piece, Index item, Index head, Index first, Index step) {
+    const auto &key = piece.key, &value = piece.value;
+    kernel::KeySegment<T> segment;
+    segment.key = key.data_handle() + item * key.stride(0) + head * key.stride(1) + first * key.stride(2);
+    segment.value = value.data_handle() + item * value.stride(0) + head * value.stride(1) + first * value.stride(2);
+    segment.key_row = key.stride(2) * step, segment.key_channel = key.stride(3);
+    segment.value_row = value.stride(2) * step, segment.value_channel = value.stride(3);
+    segment.step = step;
+    return segment;
+  }
+
+  const BandCall<T>& call_;
+};
+
+/// What the kernel needs to know of a call beside its plan.
+template <typename T>
+kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
+  const Scores<T>& scores = *call.scores;
+  kernel::AttentionShape<T> shape;
+  shape.head_dim = call.query.extent(3);
+  shape.value_dim = call.out.out.extent(3);
+  shape.query_channel = call.query.stride(3);
+  shape.out_channel = call.out.out.stride(3);
+  shape.scale = static_cast<T>(scores.scale ? *scores.scale : 1 / __builtin_sqrt(static_cast<double>(shape.head_dim)));
+  shape.softcap = static_cast<T>(scores.softcap.value_or(0));
+  shape.has_keep_mask = scores.keep_mask && !call.keep_mask_is_by_key();
+  shape.has_bias = static_cast<bool>(scores.bias);
+  shape.has_slopes = !scores.alibi_slopes.empty();
+  shape.has_sinks = !scores.sinks.empty();
+  shape.keep_mask_column = repeated(scores.keep_mask.extent(3), scores.keep_mask.stride(3));
+  shape.bias_column = repeated(scores.bias.extent(3), scores.bias.stride(3));
+  return shape;
+}
+
+/// Runs a pattern on the executor of the call.
+template <typename T, typename Pattern>
+void attend(Contract& contract, const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments) {
+  const Run& run = contract.run();
+  const kernel::Kernels<T> kernels = kernel::kernels<T>();
+  Index total_rows = 0;
+  for (Index group = 0; group < pattern.groups(); ++group)
+    total_rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
+  const Index blocks = blocks_per_task(shape, kernels.block_rows, total_rows, run.concurrency());
+  const TaskGrid<Pattern> grid(pattern, blocks * kernels.block_rows);
+  const Index tasks = total_rows == 0 ? 0 : grid.size();
+  const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+  const Scratch scratch(contract, {}, AttentionScratch<T>::size(shape, kernels.block_rows, blocks, segments), workers);
+  if (!scratch || tasks == 0) return;
+  run_tasks(run, workers, tasks, [&](Index task, Index worker) {
+    Carver carver(scratch.of(worker));
+    const AttentionScratch<T> own(carver, kernels.block_rows, blocks, segments);
+    attend_task(kernels, shape, pattern, grid.place(task), blocks, own);
+  });
+}
+
+}  // namespace longview

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The checks at the door of every operator. All of them run before anything is written or allocated.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "longview/workspace.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
+
+/// A view with its type and rank erased.
+struct ViewRecord {
+  const char* name;
+  std::uintptr_t data;
+  Index size;  // bytes of an element
+  int rank;
+  bool written;
+  Index extent[4], stride[4];
+};
+
+/// a * b, a + b for sizes >= 0; false on overflow.
+LONGVIEW_INLINE bool multiply(Index a, Index b, Index& product) {
+  if (a != 0 && b > std::numeric_limits<Index>::max() / a) return false;
+  product = a * b;
+  return true;
+}
+LONGVIEW_INLINE bool add(Index a, Index b, Index& sum) {
+  if (b > std::numeric_limits<Index>::max() - a) return false;
+  sum = a + b;
+  return true;
+}
+
+template <std::size_t Rank>
+std::string text_of(const Shape<Rank>& shape) {
+  std::string text;
+  for (std::size_t axis = 0; axis < Rank; ++axis) text += (axis == 0 ? "" : "x") + std::to_string(shape[axis]);
+  return text;
+}
+
+/// The axes of a view, longest stride first, without those of extent 1, strides made positive by starting at the other end.
+struct NormalView {
+  std::intptr_t data = 0;
+  int rank = 0;
+  Index extent[4], stride[4];
+};
+inline NormalView normalise(const ViewRecord& view) {
+  NormalView normal;
+  normal.data = static_cast<std::intptr_t>(view.data);
+  for (int axis = 0; axis < view.rank; ++axis) {
+    if (view.extent[axis] == 1) continue;
+    Index stride = view.stride[axis];
+    if (stride < 0) normal.data += (view.extent[axis] - 1) * stride * view.size, stride = -stride;
+    int at = normal.rank++;
+    for (; at > 0 && normal.stride[at - 1] < stride; --at) {
+      normal.stride[at] = normal.stride[at - 1];
+      normal.extent[at] = normal.extent[at - 1];
+    }
+    normal.stride[at] = stride, normal.extent[at] = view.extent[axis];
+  }
+  return normal;
+}
+/// Whether each stride is at least the span of the shorter ones, so that all elements are distinct.
+inline bool is_nested(const NormalView& view) {
+  Index span = 1;
+  for (int axis = view.rank; axis-- > 0;) {
+    if (view.stride[axis] < span) return false;
+    span += (view.extent[axis] - 1) * view.stride[axis];
+  }
+  return true;
+}
+inline Index span_of(const NormalView& view) {
+  Index span = 1;
+  for (int axis = 0; axis < view.rank; ++axis) span += (view.extent[axis] - 1) * view.stride[axis];
+  return span;
+}
+/// Whether two nested views of equal strides share an element `distance` elements apart, from an axis on.
+inline bool meet(const NormalView& a, const NormalView& b, int axis, Index distance) {
+  if (axis == a.rank) return distance == 0;
+  const Index stride = a.stride[axis];
+  Index steps = distance / stride;
+  if (steps * stride > distance) --steps;
+  for (const Index step : {steps, steps + 1})
+    if (step > -b.extent[axis] && step < a.extent[axis] && meet(a, b, axis + 1, distance - step * stride)) return true;
+  return false;
+}
+inline bool may_overlap(const ViewRecord& first, const ViewRecord& second) {
+  NormalView a = normalise(first), b = normalise(second);
+  if (a.data + span_of(a) * first.size <= b.data || b.data + span_of(b) * second.size <= a.data) return false;
+  if (first.size != second.size || (b.data - a.data) % first.size != 0) return true;
+  // Packed buffers: axes of extent 1 in one view take the stride of the other.
+  NormalView* const views[] = {&a, &b};
+  for (int turn = 0; turn < 2; ++turn)
+    for (int axis = 0; axis < views[turn]->rank; ++axis) {
+      NormalView& other = *views[1 - turn];
+      const Index stride = views[turn]->stride[axis];
+      bool found = false;
+      for (int k = 0; k < other.rank; ++k) found = found || other.stride[k] == stride;
+      if (found) continue;
+      if (other.rank == 4) return true;
+      int at = other.rank++;
+      for (; at > 0 && other.stride[at - 1] < stride; --at)
+        other.stride[at] = other.stride[at - 1], other.extent[at] = other.extent[at - 1];
+      other.stride[at] = stride, other.extent[at] = 1;
+    }
+  if (a.rank != b.rank) return true;
+  for (int axis = 0; axis < a.rank; ++axis)
+    if (a.stride[axis] != b.stride[axis]) return true;
+  if (!is_nested(a) || !is_nested(b)) return true;
+  return meet(a, b, 0, (b.data - a.data) / first.size);
+}
+
+/// Collects what is wrong with a call; the first finding counts.
+class Contract {
+ public:
+  Contract(const char* operation, const Run& run) : operation_(operation), run_(run) {
+    if (run.concurrency() < 1) fail("run", "concurrency must be >= 1 (got " + std::to_string(run.concurrency()) + ")");
+  }
+
+  bool ok() const { return error_.empty(); }
+  const Run& run() const { return run_; }
+
+  LONGVIEW_COLD void fail(const std::string& argument, const std::string& reason, bool size_error = false) {
+    if (!ok()) return;
+    error_ = std::string(operation_) + ": " + argument + ": " + reason;
+    is_size_error_ = size_error;
+  }
+  void require(bool holds, const char* argument, const char* reason) {
+    if (!holds) fail(argument, reason);
+  }
+  /// `argument: what (got .., expected .. from source)`
+  void equal(const char* argument, const char* what, Index got, Index expected, const char* source) {
+    if (got != expected)
+      fail(argument, std::string(what) + " (got " + std::to_string(got) + ", expected " + std::to_string(expected) +
+                         (*source != '\0' ? " from " : "") + source + ")");
+  }
+  void at_least(const char* argument, const char* what, Index got, Index least) {
+    if (got < least)
+      fail(argument, std::string(what) + (*what != '\0' ? " " : "") + "must be >= " + std::to_string(least) + " (got " +
+                         std::to_string(got) + ")");
+  }
+  template <typename Number>
+  void size(const std::string& argument, std::span<Number> span, Index expected, const char* source) {
+    if (static_cast<Index>(span.size()) != expected)
+      fail(argument, "size (got " + std::to_string(span.size()) + ", expected " + std::to_string(expected) + " from " +
+                         source + ")");
+  }
+  /// Every extent is the expected one or 1.
+  template <typename T, std::size_t Rank>
+  void broadcasts(const std::string& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+    for (std::size_t axis = 0; axis < Rank; ++axis)
+      if (view.extent(axis) != expected[axis] && view.extent(axis) != 1)
+        fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
+  }
+  template <typename T, std::size_t Rank>
+  void shape(const std::string& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+    if (view.shape() != expected)
+      fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
+  }
+
+  template <typename T, std::size_t Rank>
+  void input(const char* name, const TensorView<T, Rank>& view) {
+    record(name, view, false);
+  }
+  template <typename T, std::size_t Rank>
+  void output(const char* name, const TensorView<T, Rank>& view) {
+    record(name, view, true);
+  }
+
+  /// True: go on. False: this is a rehearsal, and it has the error. Otherwise raises.
+  bool accepted() {
+    for (int at = 0; ok() && at < count_; ++at)
+      for (int other = 0; ok() && other < count_; ++other) {
+        const ViewRecord &view = views_[at], &second = views_[other];
+        if (!view.written || at == other || (second.written && other > at) || view.data == 0 || second.data == 0) continue;
+        if (may_overlap(view, second)) fail(view.name, std::string("overlaps ") + second.name);
+      }
+    if (ok()) return true;
+    report();
+    return false;
+  }
+
+  /// Hands the error to the rehearsal or raises it.
+  void report() {
+    if (DryRun* const rehearsal = run_.rehearsal()) {
+      rehearsal->report_error(error_.c_str());
+    } else if (is_size_error_) {
+      raise<SizeError>(error_.c_str());
+    } else {
+      raise<ContractError>(error_.c_str());
+    }
+  }
+
+ private:
+  template <typename T, std::size_t Rank>
+  void record(const char* name, const TensorView<T, Rank>& view, bool written) {
+    static_assert(Rank <= 4);
+    if (!ok()) return;
+    ViewRecord entry{name, reinterpret_cast<std::uintptr_t>(view.data_handle()), sizeof(T), static_cast<int>(Rank), written,
+                     {},   {}};
+    Index count = 1, span = 0;
+    bool empty = false, fits = true;
+    for (std::size_t axis = 0; axis < Rank; ++axis) {
+      const Index extent = entry.extent[axis] = view.extent(axis);
+      entry.stride[axis] = view.stride(axis);
+      if (extent < 0) return fail(name, "extent must be >= 0 (got " + std::to_string(extent) + ")");
+      if (extent == 0) empty = true;
+    }
+    if (empty) return;
+    for (std::size_t axis = 0; axis < Rank; ++axis) {
+      fits = fits && multiply(count, entry.extent[axis], count);
+    }
+    if (!fits) return fail(name, "element count overflows", true);
+    Index bytes = 0;
+    for (std::size_t axis = 0; axis < Rank; ++axis) {
+      const Index stride = entry.stride[axis] < 0 ? -(entry.stride[axis] + 1) : entry.stride[axis];
+      Index reach = 0;
+      fits = fits && multiply(entry.extent[axis] - 1, stride, reach) && add(span, reach, span);
+    }
+    if (!multiply(count, entry.size, bytes) || !fits || !multiply(span, entry.size, bytes))
+      return fail(name, "byte count overflows", true);
+    if (entry.data == 0) {
+      if (run_.rehearsal() == nullptr) fail(name, "null data for " + std::to_string(count) + " elements");
+    } else if (entry.data % alignof(T) != 0) {
+      return fail(name, "pointer not aligned to " + std::to_string(alignof(T)));
+    }
+    if (written && !is_nested(normalise(entry))) {
+      for (std::size_t axis = 0; axis < Rank; ++axis)
+        if (entry.stride[axis] == 0 && entry.extent[axis] > 1)
+          return fail(name, "elements overlap (stride 0 on dim " + std::to_string(axis) + ")");
+      return fail(name, "elements overlap");
+    }
+    if (count_ == static_cast<int>(views_.size())) return fail(name, "too many tensors in one call");
+    views_[static_cast<std::size_t>(count_++)] = entry;
+  }
+
+  const char* operation_;
+  const Run& run_;
+  std::string error_;
+  bool is_size_error_ = false;
+  std::array<ViewRecord, 28> views_;
+  int count_ = 0;
+};
+
+}  // namespace longview

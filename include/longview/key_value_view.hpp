@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Keys and values that lie in several pieces, without concatenating them.
+#pragma once
+
+#include <array>
+#include <initializer_list>
+#include <optional>
+#include <utility>
+
+#include "longview/tensor_view.hpp"
+
+namespace longview::inline v0 {
+
+/// One piece: key (batch, key heads, keys, head_dim), value (batch, key heads, keys, value_dim).
+template <Storage T>
+struct KeyValue {
+  TensorView<const T, 4> key{}, value{};
+  std::optional<Index> position{};  ///< of the first key; empty: goes on from the piece before
+};
+
+/// Up to four pieces, oldest first ([compressed, memory, current], or pinned keys and both parts of a ring). Owns nothing.
+template <Storage T>
+class KeyValueView {
+ public:
+  static constexpr std::size_t most_segments = 4;
+
+  LONGVIEW_INLINE KeyValueView(TensorView<const T, 4> key, TensorView<const T, 4> value)
+      : segments_{KeyValue<T>{key, value, {}}}, count_(1) {}
+  LONGVIEW_INLINE KeyValueView(std::initializer_list<KeyValue<T>> oldest_first) {
+    if (oldest_first.size() == 0 || oldest_first.size() > most_segments)
+      detail::raise<ContractError>("KeyValueView: segments: there must be one to four");
+    for (const KeyValue<T>& segment : oldest_first) segments_[count_++] = segment;
+  }
+
+  LONGVIEW_INLINE std::size_t size() const { return count_; }
+  LONGVIEW_INLINE const KeyValue<T>& operator[](std::size_t index) const { return segments_[index]; }
+
+ private:
+  std::array<KeyValue<T>, most_segments> segments_{};
+  std::size_t count_ = 0;
+};
+
+}  // namespace longview
