@@ -75,48 +75,83 @@ Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, 
   return blocks > 1 ? blocks : 1;
 }
 
-template <typename T>
-struct AttentionScratch {
-  kernel::QueryBlock<T>* blocks;
-  kernel::LaneBounds* bounds;
-  T* sums;
-
-  static ByteCount size(const kernel::AttentionShape<T>& shape, Index block_rows, Index blocks, Index segments) {
-    return ByteCount()
-        .add(blocks, sizeof(kernel::QueryBlock<T>))
-        .add(blocks * segments, sizeof(kernel::LaneBounds))
-        .add(kernel::tile_scratch(block_rows), sizeof(T))
-        .add(kernel::block_scratch(shape.head_dim, shape.value_dim, block_rows), blocks * static_cast<Index>(sizeof(T)));
-  }
-  AttentionScratch(Carver& carver, Index block_rows, Index block_count, Index segments)
-      : blocks(carver.take<kernel::QueryBlock<T>>(block_count)),
-        bounds(carver.take<kernel::LaneBounds>(block_count * segments)),
-        sums(carver.take<T>(kernel::tile_scratch(block_rows))) {}
-};
-
-/// Executes one task of a pattern.
+/// A pattern cut into tasks, ready to run.
 template <typename T, typename Pattern>
-void attend_task(const kernel::Kernels<T>& kernels, const kernel::AttentionShape<T>& shape, const Pattern& pattern,
-                 const GridPlace& place, Index blocks_per_task, const AttentionScratch<T>& scratch) {
-  const RowSet rows = pattern.rows(place);
-  const Index begin = place.chunk * blocks_per_task * kernels.block_rows, all = rows.heads * rows.count;
-  if (begin >= all) return;
-  kernel::AttentionTask<T> task;
-  task.shape = &shape;
-  task.blocks = scratch.blocks;
-  for (Index row = begin; row < all && task.block_count < blocks_per_task; row += kernels.block_rows) {
-    kernel::QueryBlock<T>& block = scratch.blocks[task.block_count++];
-    block.count = all - row < kernels.block_rows ? all - row : kernels.block_rows;
+class AttentionWork {
+ public:
+  /// `segments`: the most that the pattern adds to a task.
+  AttentionWork(const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments, Index workers)
+      : kernels_(kernel::kernels<T>()),
+        shape_(shape),
+        pattern_(pattern),
+        segments_(segments),
+        blocks_(blocks_per_task(shape, kernels_.block_rows, total_rows(pattern), workers)),
+        grid_(pattern, blocks_ * kernels_.block_rows) {}
+
+  Index tasks() const { return grid_.size(); }
+
+  /// Bytes for each worker.
+  ByteCount scratch() const {
+    return ByteCount()
+        .add(blocks_, sizeof(kernel::QueryBlock<T>))
+        .add(blocks_ * segments_, sizeof(kernel::LaneBounds))
+        .add(kernel::tile_scratch(kernels_.block_rows), sizeof(T))
+        .add(kernel::block_scratch(shape_.head_dim, shape_.value_dim, kernels_.block_rows),
+             blocks_ * static_cast<Index>(sizeof(T)));
+  }
+
+  void run(Index number, std::byte* scratch) const {
+    const GridPlace place = grid_.place(number);
+    const RowSet rows = pattern_.rows(place);
+    const Index begin = place.chunk * blocks_ * kernels_.block_rows, all = rows.heads * rows.count;
+    if (begin >= all) return;
+    Carver carver(scratch);
+    auto* const blocks = carver.take<kernel::QueryBlock<T>>(blocks_);
+    auto* const bounds = carver.take<kernel::LaneBounds>(blocks_ * segments_);
+    kernel::AttentionTask<T> task;
+    task.shape = &shape_;
+    task.blocks = blocks;
+    for (Index row = begin; row < all && task.block_count < blocks_; row += kernels_.block_rows)
+      fill(place, rows, row, all, blocks[task.block_count++]);
+    pattern_.segments(place, task);
+    kernels_.attend(task, bounds, carver.take<T>(0));
+  }
+
+ private:
+  static Index total_rows(const Pattern& pattern) {
+    Index rows = 0;
+    for (Index group = 0; group < pattern.groups(); ++group)
+      rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
+    return rows;
+  }
+
+  void fill(const GridPlace& place, const RowSet& rows, Index row, Index all, kernel::QueryBlock<T>& block) const {
+    block.count = all - row < kernels_.block_rows ? all - row : kernels_.block_rows;
     // Lanes beyond the last row repeat it, so that the kernel needs no special case.
-    for (Index lane = 0; lane < kernels.block_rows; ++lane) {
+    for (Index lane = 0; lane < kernels_.block_rows; ++lane) {
       const Index at = row + (lane < block.count ? lane : block.count - 1);
       const Index number = at % rows.count;
       const Index query = rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step;
-      pattern.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
+      pattern_.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
     }
   }
-  pattern.segments(place, task);
-  kernels.attend(task, scratch.bounds, scratch.sums);
+
+  const kernel::Kernels<T> kernels_;
+  const kernel::AttentionShape<T>& shape_;
+  const Pattern& pattern_;
+  const Index segments_, blocks_;
+  const TaskGrid<Pattern> grid_;
+};
+
+/// Runs a pattern on the executor of the call.
+template <typename T, typename Pattern>
+void attend(Contract& contract, const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments) {
+  const Run& run = contract.run();
+  const AttentionWork<T, Pattern> work(shape, pattern, segments, run.concurrency());
+  const Index tasks = work.tasks(), workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+  const Scratch scratch(contract, {}, work.scratch(), workers);
+  if (!scratch || tasks == 0) return;
+  run_tasks(run, workers, tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
 }
 
 }  // namespace longview

@@ -17,6 +17,7 @@ struct BandCall {
   KeyValueView<T> keys{{}, {}};
   Index segment_position[KeyValueView<T>::most_segments] = {};
   const Scores<T>* scores = nullptr;
+  TensorView<const std::uint8_t, 2> keep_tokens{};  // (batch, keys); 0 is padding
   Window window{unlimited, unlimited, 1};
   std::span<const Window> head_windows{};
   Index offset = 0;     // position of query 0
@@ -28,7 +29,9 @@ struct BandCall {
     return head_windows.empty() ? window : head_windows[static_cast<std::size_t>(head)];
   }
   /// A mask that says the same to every query and head leaves keys out before the kernel sees them.
-  bool keep_mask_is_by_key() const { return scores->keep_mask.extent(1) == 1 && scores->keep_mask.extent(2) == 1; }
+  bool keep_mask_is_by_key() const {
+    return !keep_tokens && scores->keep_mask.extent(1) == 1 && scores->keep_mask.extent(2) == 1;
+  }
 };
 
 LONGVIEW_INLINE Index remainder(Index value, Index by) { return (value % by + by) % by; }
@@ -43,6 +46,11 @@ template <typename T>
 LONGVIEW_INLINE const T* row_of(const TensorView<const T, 4>& view, Index item, Index head, Index query) {
   return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
          head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
+}
+
+template <typename T>
+LONGVIEW_INLINE const T* row_of(const TensorView<const T, 2>& view, Index item) {
+  return view.data_handle() + item * repeated(view.extent(0), view.stride(0));
 }
 
 template <typename T>
@@ -107,6 +115,18 @@ class BandPattern {
     }
   }
 
+ protected:
+  static kernel::KeySegment<T> band_segment(const KeyValue<T>& piece, Index item, Index head, Index first, Index step) {
+    const auto &key = piece.key, &value = piece.value;
+    kernel::KeySegment<T> segment;
+    segment.key = key.data_handle() + item * key.stride(0) + head * key.stride(1) + first * key.stride(2);
+    segment.value = value.data_handle() + item * value.stride(0) + head * value.stride(1) + first * value.stride(2);
+    segment.key_row = key.stride(2) * step, segment.key_channel = key.stride(3);
+    segment.value_row = value.stride(2) * step, segment.value_channel = value.stride(3);
+    segment.step = step;
+    return segment;
+  }
+
  private:
   // Farther apart than any two positions, only the query itself is left; that is also where the number of classes may end.
   Index dilation(Index group) const {
@@ -123,23 +143,14 @@ class BandPattern {
     return keys;
   }
   void add_key_mask(Index item, Index column, Index step, kernel::KeySegment<T>& segment) const {
-    const auto& mask = call_.scores->keep_mask;
-    if (!mask || !call_.keep_mask_is_by_key()) return;
-    const Index stride = repeated(mask.extent(3), mask.stride(3));
-    segment.keep = row_of(mask, item, 0, 0) + column * stride;
+    const auto &mask = call_.scores->keep_mask;
+    const auto& tokens = call_.keep_tokens;
+    const bool by_mask = mask && call_.keep_mask_is_by_key();
+    if (!tokens && !by_mask) return;
+    const Index stride = by_mask ? repeated(mask.extent(3), mask.stride(3)) : repeated(tokens.extent(1), tokens.stride(1));
+    segment.keep = (by_mask ? row_of(mask, item, 0, 0) : row_of(tokens, item)) + column * stride;
     segment.keep_row = step * stride;
   }
-  static kernel::KeySegment<T> band_segment(const KeyValue<T>& piece, Index item, Index head, Index first, Index step) {
-    const auto &key = piece.key, &value = piece.value;
-    kernel::KeySegment<T> segment;
-    segment.key = key.data_handle() + item * key.stride(0) + head * key.stride(1) + first * key.stride(2);
-    segment.value = value.data_handle() + item * value.stride(0) + head * value.stride(1) + first * value.stride(2);
-    segment.key_row = key.stride(2) * step, segment.key_channel = key.stride(3);
-    segment.value_row = value.stride(2) * step, segment.value_channel = value.stride(3);
-    segment.step = step;
-    return segment;
-  }
-
   const BandCall<T>& call_;
 };
 
@@ -161,27 +172,6 @@ kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
   shape.keep_mask_column = repeated(scores.keep_mask.extent(3), scores.keep_mask.stride(3));
   shape.bias_column = repeated(scores.bias.extent(3), scores.bias.stride(3));
   return shape;
-}
-
-/// Runs a pattern on the executor of the call.
-template <typename T, typename Pattern>
-void attend(Contract& contract, const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments) {
-  const Run& run = contract.run();
-  const kernel::Kernels<T> kernels = kernel::kernels<T>();
-  Index total_rows = 0;
-  for (Index group = 0; group < pattern.groups(); ++group)
-    total_rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
-  const Index blocks = blocks_per_task(shape, kernels.block_rows, total_rows, run.concurrency());
-  const TaskGrid<Pattern> grid(pattern, blocks * kernels.block_rows);
-  const Index tasks = total_rows == 0 ? 0 : grid.size();
-  const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
-  const Scratch scratch(contract, {}, AttentionScratch<T>::size(shape, kernels.block_rows, blocks, segments), workers);
-  if (!scratch || tasks == 0) return;
-  run_tasks(run, workers, tasks, [&](Index task, Index worker) {
-    Carver carver(scratch.of(worker));
-    const AttentionScratch<T> own(carver, kernels.block_rows, blocks, segments);
-    attend_task(kernels, shape, pattern, grid.place(task), blocks, own);
-  });
 }
 
 }  // namespace longview

@@ -36,6 +36,8 @@ struct KeySegment {
   const Index* rows = nullptr;                   // ascending
   const std::uint8_t* keep = nullptr;            // by source(r): zero rows are seen by nobody
   Index keep_row = 0;
+  const Index* excluded = nullptr;               // ascending positions that are left out likewise
+  Index excluded_count = 0;
   bool opens_range = false;                      // its sums are kept apart from those of the segments before it
 };
 

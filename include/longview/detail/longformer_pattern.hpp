@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The two patterns of Longformer: rows of ordinary tokens, and rows of global tokens.
+#pragma once
+
+#include "longview/detail/band_pattern.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
+
+/// Ascending; a heap sort of our own, because a std algorithm would be shared by files built with other flags.
+inline void sort(Index* list, Index count) {
+  const auto sift = [list](Index from, Index end) {
+    for (Index child; (child = 2 * from + 1) < end; from = child) {
+      if (child + 1 < end && list[child] < list[child + 1]) ++child;
+      if (list[from] >= list[child]) return;
+      const Index moved = list[from];
+      list[from] = list[child], list[child] = moved;
+    }
+  };
+  for (Index root = count / 2; root-- > 0;) sift(root, count);
+  for (Index end = count; end-- > 1;) {
+    const Index largest = list[0];
+    list[0] = list[end], list[end] = largest;
+    sift(0, end);
+  }
+}
+
+/// The real global tokens of every item, ascending: `most` places each, `count` of them used.
+struct GlobalLists {
+  Index* count;
+  Index* tokens;
+  Index most;
+
+  const Index* of(Index item) const { return tokens + item * most; }
+  bool contains(Index item, Index token) const {
+    const Index* const list = of(item);
+    Index low = 0, high = count[item];
+    while (low < high) {
+      const Index middle = low + (high - low) / 2;
+      if (list[middle] < token)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < count[item] && list[low] == token;
+  }
+};
+
+template <typename T>
+bool is_real_token(const BandCall<T>& call, Index item, Index token) {
+  const auto& lengths = call.scores->key_lengths;
+  if (!lengths.empty() && token >= lengths[static_cast<std::size_t>(item)]) return false;
+  const auto& keep = call.keep_tokens;
+  return !keep || row_of(keep, item)[token * repeated(keep.extent(1), keep.stride(1))] != 0;
+}
+
+/// Rows of ordinary tokens: all global tokens in order of position, then the band without them.
+template <typename T>
+class LongformerRows : public BandPattern<T> {
+ public:
+  LongformerRows(const BandCall<T>& call, const GlobalLists& lists) : BandPattern<T>(call), call_(call), lists_(lists) {}
+
+  void lane(const GridPlace& place, Index head, Index query, int lane, kernel::QueryBlock<T>& block) const {
+    BandPattern<T>::lane(place, head, query, lane, block);
+    if (!is_real_token(call_, place.item, query)) {
+      block.position[lane] = kernel::nowhere;
+      block.sink[lane] = -static_cast<T>(__builtin_inf());
+    } else if (lists_.contains(place.item, query)) {
+      block.position[lane] = kernel::nowhere;
+      block.out[lane] = nullptr;
+    }
+  }
+
+  void segments(const GridPlace& place, kernel::AttentionTask<T>& task) const {
+    const Index count = lists_.count[place.item];
+    if (count > 0) {
+      const Index key_head = place.group * this->heads_per_group() / call_.heads_per_key_head();
+      kernel::KeySegment<T>& globals = task.segments[task.segment_count++];
+      globals = this->band_segment(call_.keys[0], place.item, key_head, 0, 1);
+      globals.rows = lists_.of(place.item), globals.count = count;
+      if (call_.scores->causal) globals.after = 0;
+    }
+    const int band = task.segment_count;
+    BandPattern<T>::segments(place, task);
+    for (int s = band; s < task.segment_count; ++s) {
+      task.segments[s].opens_range = count > 0;
+      task.segments[s].excluded = lists_.of(place.item), task.segments[s].excluded_count = count;
+    }
+  }
+
+ private:
+  const BandCall<T>& call_;
+  const GlobalLists& lists_;
+};
+
+/// Rows of global tokens: every real token.
+template <typename T>
+class GlobalRows {
+ public:
+  GlobalRows(const BandCall<T>& call, const GlobalLists& lists) : call_(all_keys(call)), band_(call_), lists_(lists) {}
+
+  Index items() const { return band_.items(); }
+  Index groups() const { return band_.groups(); }
+  Index residues(Index) const { return 1; }
+  Index most_rows(Index) const { return band_.heads_per_group() * lists_.most; }
+  RowSet rows(const GridPlace& place) const {
+    RowSet rows = band_.rows(place);
+    rows.rows = lists_.of(place.item), rows.count = lists_.count[place.item];
+    return rows;
+  }
+  void lane(const GridPlace& place, Index head, Index query, int lane, kernel::QueryBlock<T>& block) const {
+    band_.lane(place, head, query, lane, block);
+  }
+  void segments(const GridPlace& place, kernel::AttentionTask<T>& task) const { band_.segments(place, task); }
+
+ private:
+  static BandCall<T> all_keys(BandCall<T> call) {
+    call.window = {unlimited, unlimited, 1};
+    call.head_windows = {};
+    return call;
+  }
+
+  BandCall<T> call_;
+  BandPattern<T> band_;
+  const GlobalLists& lists_;
+};
+
+}  // namespace longview

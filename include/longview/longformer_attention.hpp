@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Longformer self-attention: a sliding window, and global tokens that see and are seen by everyone.
+///
+/// Source: Beltagy, Peters, Cohan, "Longformer: The Long-Document Transformer", 2020, sections 3.1 and 3.2,
+/// arXiv:2004.05150.
+#pragma once
+
+#include <vector>
+
+#include "longview/detail/longformer_pattern.hpp"
+#include "longview/detail/scores_check.hpp"
+
+namespace longview::inline v0 {
+
+/// Item b owns indices[offsets[b]] ... indices[offsets[b + 1] - 1]: in any order, none twice. No offsets: one set for all.
+struct TokenSets {
+  std::span<const Index> indices{}, offsets{};
+};
+
+/// Global tokens and their own projections (batch, heads, length, dim). Absent: the ordinary ones.
+template <Storage T>
+struct GlobalTokens {
+  TokenSets tokens{};
+  TensorView<const T, 4> query{}, key{}, value{};
+};
+
+template <Storage T>
+struct LongformerOptions {
+  Window window{.before = 256, .after = 256};
+  std::span<const Window> head_windows{};  ///< (heads), instead of window
+  GlobalTokens<T> global{};
+  Scores<T> scores{};                                ///< without alignment and alibi_slopes
+  TensorView<const std::uint8_t, 2> keep_tokens{};   ///< (batch, length); 0 is padding, which beats global
+};
+
+inline namespace LONGVIEW_BUILD {
+
+/// The non-zero tokens of a (batch, length) mask, kept in `storage`: once per batch, for all layers.
+inline TokenSets token_sets(TensorView<const std::uint8_t, 2> mask, std::vector<Index>& storage) {
+  const Index batch = mask.extent(0), length = mask.extent(1);
+  storage.assign(static_cast<std::size_t>(batch) + 1, 0);
+  for (Index item = 0; item < batch; ++item) {
+    for (Index token = 0; token < length; ++token)
+      if (mask(item, token) != 0) storage.push_back(token);
+    storage[static_cast<std::size_t>(item) + 1] = static_cast<Index>(storage.size()) - batch - 1;
+  }
+  const std::span<const Index> all(storage);
+  return {all.subspan(static_cast<std::size_t>(batch) + 1), all.first(static_cast<std::size_t>(batch) + 1)};
+}
+
+/// The compiled body, named in `extern template` only.
+template <Storage T>
+struct LongformerAttention {
+  static void forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run) {
+    detail::Contract contract("longformer_attention", run);
+    call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
+    call.keep_tokens = options.keep_tokens;
+    check(contract, call, options);
+    if (!contract.accepted()) return;
+
+    const TokenSets& tokens = options.global.tokens;
+    detail::BandCall<T> global_call = call;
+    if (options.global.query) global_call.query = options.global.query;
+    if (options.global.key) global_call.keys = {options.global.key, options.global.value};
+    const Index batch = call.query.extent(0);
+    detail::GlobalLists lists{nullptr, nullptr, most_globals(tokens, batch)};
+    const detail::LongformerRows<T> local(call, lists);
+    const detail::GlobalRows<T> global(global_call, lists);
+    const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
+    const detail::AttentionWork<T, detail::LongformerRows<T>> local_work(shape, local, 2, run.concurrency());
+    const detail::AttentionWork<T, detail::GlobalRows<T>> global_work(global_shape, global, 1, run.concurrency());
+
+    const Index local_tasks = local_work.tasks(), tasks = local_tasks + global_work.tasks();
+    const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+    detail::ByteCount shared;
+    shared.add(batch, sizeof(Index)).add(batch * lists.most, sizeof(Index));
+    const detail::ByteCount local_bytes = local_work.scratch(), global_bytes = global_work.scratch();
+    const detail::Scratch scratch(contract, shared, local_bytes.bytes() < global_bytes.bytes() ? global_bytes : local_bytes,
+                                  workers);
+    if (!scratch || tasks == 0) return;
+    detail::Carver carver(scratch.shared());
+    lists.count = carver.take<Index>(batch);
+    lists.tokens = carver.take<Index>(batch * lists.most);
+    for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
+    detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
+      if (task < local_tasks)
+        local_work.run(task, scratch.of(worker));
+      else
+        global_work.run(task - local_tasks, scratch.of(worker));
+    });
+  }
+
+ private:
+  static std::span<const Index> set_of(const TokenSets& tokens, Index item) {
+    if (tokens.offsets.empty()) return tokens.indices;
+    const auto begin = static_cast<std::size_t>(tokens.offsets[static_cast<std::size_t>(item)]);
+    const auto end = static_cast<std::size_t>(tokens.offsets[static_cast<std::size_t>(item) + 1]);
+    return tokens.indices.subspan(begin, end - begin);
+  }
+  static Index most_globals(const TokenSets& tokens, Index batch) {
+    Index most = 0;
+    for (Index item = 0; item < batch; ++item)
+      if (const auto count = static_cast<Index>(set_of(tokens, item).size()); count > most) most = count;
+    return most;
+  }
+  /// The real global tokens of an item, in order.
+  static void fill(const detail::BandCall<T>& call, const TokenSets& tokens, Index item, detail::GlobalLists& lists) {
+    Index* const list = lists.tokens + item * lists.most;
+    Index& count = lists.count[item] = 0;
+    for (const Index token : set_of(tokens, item))
+      if (detail::is_real_token(call, item, token)) list[count++] = token;
+    detail::sort(list, count);
+  }
+
+  static void check(detail::Contract& contract, detail::BandCall<T>& call, const LongformerOptions<T>& options) {
+    detail::check_tensors(contract, call);
+    contract.equal("key", "length", call.keys[0].key.extent(2), call.query.extent(2), "query: this is self-attention");
+    detail::check_windows(contract, call.window, call.head_windows, call.query.extent(1));
+    contract.require(!options.scores.alignment, "options.scores.alignment", "has no meaning in self-attention");
+    contract.require(options.scores.alibi_slopes.empty(), "options.scores.alibi_slopes",
+                     "has no meaning here: global tokens have no distance");
+    detail::check_scores(contract, call, "options.scores.", false, false);
+    if (options.keep_tokens) {
+      contract.input("keep_tokens", options.keep_tokens);
+      contract.broadcasts("options.keep_tokens", options.keep_tokens, Shape<2>{call.query.extent(0), call.query.extent(2)});
+    }
+    check_global_projections(contract, call, options.global);
+    check_tokens(contract, call, options.global.tokens);
+  }
+  static void check_global_projections(detail::Contract& contract, const detail::BandCall<T>& call,
+                                       const GlobalTokens<T>& global) {
+    if (global.query) {
+      contract.input("options.global.query", global.query);
+      contract.shape("options.global.query", global.query, call.query.shape());
+    }
+    if (static_cast<bool>(global.key) != static_cast<bool>(global.value))
+      contract.fail("options.global", "key and value come together");
+    if (global.key) {
+      contract.input("options.global.key", global.key);
+      contract.input("options.global.value", global.value);
+      contract.shape("options.global.key", global.key, call.keys[0].key.shape());
+      contract.shape("options.global.value", global.value, call.keys[0].value.shape());
+    }
+  }
+  static void check_tokens(detail::Contract& contract, const detail::BandCall<T>& call, const TokenSets& tokens) {
+    const char* const name = "options.global.tokens";
+    const Index batch = call.query.extent(0), length = call.query.extent(2);
+    if (!contract.ok()) return;
+    if (!tokens.offsets.empty()) {
+      contract.size(std::string(name) + ".offsets", tokens.offsets, batch + 1, "batch + 1");
+      if (!contract.ok()) return;
+      contract.equal("options.global.tokens.offsets[0]", "", tokens.offsets[0], 0, "");
+      for (std::size_t item = 0; item + 1 < tokens.offsets.size(); ++item)
+        if (tokens.offsets[item + 1] < tokens.offsets[item])
+          contract.fail(std::string(name) + ".offsets", "must not decrease (at " + std::to_string(item + 1) + ")");
+      contract.equal("options.global.tokens.offsets", "last", tokens.offsets.back(), static_cast<Index>(tokens.indices.size()),
+                     "indices");
+    }
+    for (const Index token : tokens.indices)
+      if (token < 0 || token >= length)
+        return contract.fail(name, "global index " + std::to_string(token) + " out of range [0, " +
+                                       std::to_string(length) + ")");
+    const Index sets = tokens.offsets.empty() ? (batch > 0 ? 1 : 0) : batch;
+    for (Index item = 0; contract.ok() && item < sets; ++item) {
+      const auto set = set_of(tokens, item);
+      // Ascending sets, as token_sets makes them, need no search.
+      for (std::size_t at = 1; at < set.size(); ++at)
+        for (std::size_t before = set[at] > set[at - 1] ? at : 0; before < at; ++before)
+          if (set[before] == set[at])
+            return contract.fail(name, "global index " + std::to_string(set[at]) + " given twice");
+    }
+  }
+};
+
+/// out[b,h,i] = softmax over (real tokens of the window of i) and (real global tokens) for a local token i; a real global
+/// token sees all real tokens, with the projections of options.global; padding gives 0 and -inf.
+///
+/// A global token inside a window counts once. With scores.causal nothing sees, or is seen from, a later position.
+/// \param query (batch, heads, length, head_dim), key and value (batch, key heads, length, head_dim / value_dim)
+/// \param out   (batch, heads, length, value_dim) and, if wanted, the log-sum-exp; written
+/// \throws ContractError on shapes that disagree, values out of range, outputs that overlap anything; SizeError on overflow
+///
+/// Work: batch * heads * length * (before + after + 1 + 2 * globals) * (head_dim + value_dim) multiply-adds. Scratch: at most
+/// 256 KiB a worker for dimensions up to 128, and the list of global tokens.
+template <Element Q>
+void longformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<Value<Q>>& out,
+                          const LongformerOptions<Value<Q>>& options = {}, Run run = {}) {
+  LongformerAttention<Value<Q>>::forward({.query = query, .out = out, .keys = {key, value}}, options, run);
+}
+
+}  // namespace LONGVIEW_BUILD
+}  // namespace longview

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// Every operator. The adapters (eigen.hpp, dlpack.hpp, openmp.hpp) are included apart.
+#pragma once
+
+#include "longview/full_attention.hpp"
+#include "longview/longformer_attention.hpp"
+#include "longview/sliding_window_attention.hpp"
+#include "longview/version.hpp"

@@ -1,0 +1,27 @@
+# cmake -DCOMPILE=... -DSOURCE=FILE -P check.cmake
+# The first line of the source says what is expected: `// compiles`, or `// error: REGEX` for what the compiler must say.
+# The second may add `// flags: ...`.
+file(STRINGS ${SOURCE} lines LIMIT_COUNT 2)
+list(GET lines 0 expectation)
+list(GET lines 1 flags)
+if(flags MATCHES "^// flags: (.*)$")
+  separate_arguments(flags UNIX_COMMAND "${CMAKE_MATCH_1}")
+else()
+  set(flags)
+endif()
+execute_process(COMMAND ${COMPILE} ${flags} ${SOURCE} RESULT_VARIABLE status OUTPUT_VARIABLE said ERROR_VARIABLE said)
+
+if(expectation STREQUAL "// compiles")
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "does not compile:\n${said}")
+  endif()
+elseif(expectation MATCHES "^// error: (.+)$")
+  set(wanted "${CMAKE_MATCH_1}")
+  if(status EQUAL 0)
+    message(FATAL_ERROR "compiles")
+  elseif(NOT said MATCHES "${wanted}")
+    message(FATAL_ERROR "the compiler does not say \"${wanted}\":\n${said}")
+  endif()
+else()
+  message(FATAL_ERROR "the first line is neither `// compiles` nor `// error: REGEX`")
+endif()

@@ -1,0 +1,4 @@
+// error: TensorView<const float
+#include <longview/longview.hpp>
+
+longview::TensorView<float, 4> call(longview::TensorView<const float, 4> x) { return x; }

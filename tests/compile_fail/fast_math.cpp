@@ -1,0 +1,3 @@
+// error: LONGVIEW_ALLOW_FAST_MATH
+// flags: -ffast-math
+#include <longview/longview.hpp>

@@ -1,0 +1,6 @@
+// error: TensorView<.*double
+#include <longview/longview.hpp>
+
+void call(longview::TensorView<float, 4> x, longview::TensorView<double, 4> out) {
+  longview::full_attention(x, x, x, out);
+}

@@ -1,0 +1,6 @@
+// error: Compute|same_as
+#include <longview/longview.hpp>
+
+void call(longview::TensorView<float, 4> x, const longview::KeyValueView<double>& keys) {
+  longview::full_attention(x, keys, x);
+}

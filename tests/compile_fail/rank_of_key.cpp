@@ -1,0 +1,6 @@
+// error: TensorView<.*3
+#include <longview/longview.hpp>
+
+void call(longview::TensorView<float, 4> x, longview::TensorView<float, 3> key) {
+  longview::full_attention(x, key, x, x);
+}

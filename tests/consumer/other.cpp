@@ -1,0 +1,4 @@
+#include "everything.hpp"
+
+float other();
+float other() { return attended<float>(); }

@@ -1,0 +1,3 @@
+#include <longview/longview.hpp>
+
+int main() { return 0; }
