@@ -5,5 +5,6 @@
 
 #include "longview/full_attention.hpp"
 #include "longview/longformer_attention.hpp"
+#include "longview/relative_attention.hpp"
 #include "longview/sliding_window_attention.hpp"
 #include "longview/version.hpp"

@@ -21,8 +21,8 @@ using Index = std::ptrdiff_t;
 template <std::size_t Rank>
 using Shape = std::array<Index, Rank>;
 
-/// How an element is stored. `format_of` may be specialised for a user's own type that has the same bits.
-enum class Format { none, float64, float32, bfloat16, float16 };
+/// How an element is stored.
+enum class Format { none, float64, float32 };
 template <typename T>
 inline constexpr Format format_of = Format::none;
 template <>

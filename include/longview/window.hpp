@@ -9,7 +9,7 @@
 
 namespace longview::inline v0 {
 
-inline constexpr Index unlimited = std::numeric_limits<Index>::max();
+inline constexpr Index unlimited = (std::numeric_limits<Index>::max)();
 
 /// Keys at i' + dilation * t for t = -before ... after, both included: neighbours besides the query itself, in steps.
 struct Window {

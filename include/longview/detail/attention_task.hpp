@@ -64,8 +64,8 @@ class TaskGrid {
 /// Blocks of one task: few enough for the scratch of a worker to stay near 256 KiB, and for every worker to have work.
 template <typename T>
 Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, Index total_rows, Index workers) {
-  const Index block_bytes = kernel::block_scratch(shape.head_dim, shape.value_dim, block_rows) * static_cast<Index>(sizeof(T));
-  const Index tile_bytes = kernel::tile_scratch(block_rows) * static_cast<Index>(sizeof(T));
+  const Index block_bytes = kernel::block_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
+  const Index tile_bytes = kernel::tile_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
   const Index by_memory = (Index{240} * 1024 - tile_bytes) / block_bytes;
   const Index by_workers = total_rows / (workers * 4 * block_rows);
   Index blocks = by_memory < kernel::most_blocks ? by_memory : kernel::most_blocks;
@@ -95,9 +95,8 @@ class AttentionWork {
     return ByteCount()
         .add(blocks_, sizeof(kernel::QueryBlock<T>))
         .add(blocks_ * segments_, sizeof(kernel::LaneBounds))
-        .add(kernel::tile_scratch(kernels_.block_rows), sizeof(T))
-        .add(kernel::block_scratch(shape_.head_dim, shape_.value_dim, kernels_.block_rows),
-             blocks_ * static_cast<Index>(sizeof(T)));
+        .add(kernel::tile_scratch(shape_, kernels_.block_rows), sizeof(T))
+        .add(kernel::block_scratch(shape_, kernels_.block_rows), blocks_ * static_cast<Index>(sizeof(T)));
   }
 
   void run(Index number, std::byte* scratch) const {

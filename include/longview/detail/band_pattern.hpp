@@ -56,10 +56,11 @@ LONGVIEW_INLINE const T* row_of(const TensorView<const T, 2>& view, Index item) 
 template <typename T>
 class BandPattern {
  public:
-  explicit BandPattern(const BandCall<T>& call) : call_(call) {}
+  /// `may_fold`: blocks may hold rows of several heads that share keys.
+  explicit BandPattern(const BandCall<T>& call, bool may_fold = true) : call_(call), may_fold_(may_fold) {}
 
-  /// Heads that share keys also share blocks, unless each has a window of its own or rows are strided by a dilation.
-  bool folds_heads() const { return call_.head_windows.empty() && call_.window.dilation == 1; }
+  /// Not where each head has a window of its own or rows are strided by a dilation.
+  bool folds_heads() const { return may_fold_ && call_.head_windows.empty() && call_.window.dilation == 1; }
   Index heads_per_group() const { return folds_heads() ? call_.heads_per_key_head() : 1; }
 
   Index items() const { return call_.query.extent(0); }
@@ -152,6 +153,7 @@ class BandPattern {
     segment.keep_row = step * stride;
   }
   const BandCall<T>& call_;
+  const bool may_fold_;
 };
 
 /// What the kernel needs to know of a call beside its plan.

@@ -24,12 +24,12 @@ struct ViewRecord {
 
 /// a * b, a + b for sizes >= 0; false on overflow.
 LONGVIEW_INLINE bool multiply(Index a, Index b, Index& product) {
-  if (a != 0 && b > std::numeric_limits<Index>::max() / a) return false;
+  if (a != 0 && b > (std::numeric_limits<Index>::max)() / a) return false;
   product = a * b;
   return true;
 }
 LONGVIEW_INLINE bool add(Index a, Index b, Index& sum) {
-  if (b > std::numeric_limits<Index>::max() - a) return false;
+  if (b > (std::numeric_limits<Index>::max)() - a) return false;
   sum = a + b;
   return true;
 }
@@ -172,8 +172,8 @@ class Contract {
 
   /// True: go on. False: this is a rehearsal, and it has the error. Otherwise raises.
   bool accepted() {
-    for (int at = 0; ok() && at < count_; ++at)
-      for (int other = 0; ok() && other < count_; ++other) {
+    for (std::size_t at = 0; ok() && at < count_; ++at)
+      for (std::size_t other = 0; ok() && other < count_; ++other) {
         const ViewRecord &view = views_[at], &second = views_[other];
         if (!view.written || at == other || (second.written && other > at) || view.data == 0 || second.data == 0) continue;
         if (may_overlap(view, second)) fail(view.name, std::string("overlaps ") + second.name);
@@ -233,8 +233,8 @@ class Contract {
           return fail(name, "elements overlap (stride 0 on dim " + std::to_string(axis) + ")");
       return fail(name, "elements overlap");
     }
-    if (count_ == static_cast<int>(views_.size())) return fail(name, "too many tensors in one call");
-    views_[static_cast<std::size_t>(count_++)] = entry;
+    if (count_ == views_.size()) return fail(name, "too many tensors in one call");
+    views_[count_++] = entry;
   }
 
   const char* operation_;
@@ -242,7 +242,7 @@ class Contract {
   std::string error_;
   bool is_size_error_ = false;
   std::array<ViewRecord, 28> views_;
-  int count_ = 0;
+  std::size_t count_ = 0;
 };
 
 }  // namespace longview

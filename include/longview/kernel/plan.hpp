@@ -48,7 +48,6 @@ inline constexpr int most_lanes = 48;
 template <typename T>
 struct QueryBlock {
   Index count = 0;
-  Index lowest = 0, highest = 0;                 // position
   const T* query[most_lanes];
   T* out[most_lanes];                            // null: computed elsewhere
   T* lse[most_lanes];                            // null: not wanted
@@ -56,6 +55,8 @@ struct QueryBlock {
   const std::uint8_t* keep_mask[most_lanes];     // of column 0
   const T* bias[most_lanes];
   T slope[most_lanes], sink[most_lanes];
+  const T *content_bias[most_lanes], *position_bias[most_lanes];  // null: none
+  const T* distances;                            // rows of the relative term, by distance; one head for all lanes
 };
 
 /// What all blocks of a call have in common.
@@ -66,6 +67,9 @@ struct AttentionShape {
   T scale = 1, softcap = 0;                      // 0: none
   bool has_keep_mask = false, has_bias = false, has_slopes = false, has_sinks = false;
   Index keep_mask_column = 0, bias_column = 0;   // strides
+  bool relative = false;                         // scale <query + position_bias, distances[i - j]> is added
+  Index distance_row = 0, distance_channel = 0, content_bias_channel = 0, position_bias_channel = 0;  // strides
+  Index farthest = 0, clamp = 0;                 // the last distance that is seen; distances beyond clamp read its row
 };
 
 inline constexpr int most_segments = 8, most_blocks = 24;
@@ -90,12 +94,16 @@ struct AttentionTask {
 /// Accumulators are computed in groups of up to eight channels.
 constexpr Index padded_channels(Index channels) { return (channels + 7) / 8 * 8; }
 
-/// Scratch elements of one block of `width` lanes: its queries, the output sums of the current range and of those before
-/// it, and five rows of state.
-constexpr Index block_scratch(Index head_dim, Index value_dim, Index width) {
-  return (head_dim + 2 * padded_channels(value_dim) + 5) * width;
+/// Scratch elements of one block of `width` lanes: its queries (twice with a relative term), the output sums of the current
+/// range and of those before it, and five rows of state.
+template <typename T>
+constexpr Index block_scratch(const AttentionShape<T>& shape, Index width) {
+  return ((shape.relative ? 2 : 1) * shape.head_dim + 2 * padded_channels(shape.value_dim) + 5) * width;
 }
-/// And once for all blocks of a task: a tile of scores and a tile of masks.
-constexpr Index tile_scratch(Index width) { return 2 * (keys_per_tile + 8) * width; }
+/// And once for all blocks of a task: a tile of scores, a tile of masks, and a band of the relative term.
+template <typename T>
+constexpr Index tile_scratch(const AttentionShape<T>& shape, Index width) {
+  return (2 * (keys_per_tile + 8) + (shape.relative ? keys_per_tile + width + 8 : 0)) * width;
+}
 
 }  // namespace longview
