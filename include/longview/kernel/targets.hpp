@@ -6,9 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "longview/instruction_set.hpp"
 #include "longview/kernel/plan.hpp"
+#include "longview/kernel/project_plan.hpp"
 
 // Vector arguments are always inlined, so the calling convention that GCC warns about is never used.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -24,7 +26,9 @@ namespace portable {
 #include "longview/kernel/simd_portable.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
+#include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 }  // namespace portable
 
@@ -36,7 +40,9 @@ namespace baseline {
 #include "longview/kernel/simd.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
+#include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace baseline
@@ -56,7 +62,9 @@ namespace avx2 {
 #include "longview/kernel/simd.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
+#include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace avx2
@@ -81,7 +89,9 @@ namespace avx512 {
 #include "longview/kernel/simd.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
+#include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace avx512
@@ -97,6 +107,7 @@ template <typename T>
 struct Kernels {
   Index block_rows;  // queries of a block
   void (*attend)(const AttentionTask<T>& task, LaneBounds* bounds, T* scratch);
+  void (*project)(const ProjectionTask<T>& task, T* scratch);
 };
 
 /// The kernels of the instruction set in use.
@@ -105,18 +116,18 @@ Kernels<T> kernels() {
   switch (instruction_set()) {
 #ifdef LONGVIEW_BUILDS_AVX512
     case InstructionSet::avx512:
-      return {3 * avx512::lanes<T>, avx512::attend<T>};
+      return {3 * avx512::lanes<T>, avx512::attend<T>, avx512::project<T>};
 #endif
 #ifdef LONGVIEW_BUILDS_AVX2
     case InstructionSet::avx2:
-      return {3 * avx2::lanes<T>, avx2::attend<T>};
+      return {3 * avx2::lanes<T>, avx2::attend<T>, avx2::project<T>};
 #endif
 #ifdef LONGVIEW_BUILDS_BASELINE
     case InstructionSet::baseline:
-      return {3 * baseline::lanes<T>, baseline::attend<T>};
+      return {3 * baseline::lanes<T>, baseline::attend<T>, baseline::project<T>};
 #endif
     default:
-      return {3 * portable::lanes<T>, portable::attend<T>};
+      return {3 * portable::lanes<T>, portable::attend<T>, portable::project<T>};
   }
 }
 

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sliding windows, forward: time per token should not depend on the length.
+// smallest cell: ^window_forward/f32/b1/h1/n2048/d64/before16/after0
+
+#include <longview/sliding_window_attention.hpp>
+
+#include "attention_cells.hpp"
+
+namespace {
+
+using namespace longview_bench;
+
+template <typename T>
+void window_forward(benchmark::State& state, const Cell& cell) {
+  AttentionTensors<T> x(cell);
+  const longview::Window window{cell["before"], cell["after"], cell.get("dilation", 1)};
+  measure<T>(state, attention_flops(cell, window_pairs(cell["n"], window)), [&](longview::Run run) {
+    longview::sliding_window_attention(x.query(), x.key(), x.value(), x.out(), {.window = window}, run);
+  });
+}
+
+std::vector<std::string> cells() {
+  std::vector<std::string> names;
+  for (const int n : {2048, 8192, 32768})
+    for (const int w : {16, 64, 256})
+      for (const int after : {w, 0})
+        names.push_back("window_forward/f32/b1/h1/n" + std::to_string(n) + "/d64/before" + std::to_string(w) + "/after" +
+                        std::to_string(after));
+  for (const int w : {16, 64, 256})
+    names.push_back("window_forward/f32/b1/h1/n8192/d128/before" + std::to_string(w) + "/after" + std::to_string(w));
+  names.push_back("window_forward/f32/b1/h1/n8192/d64/before64/after64/dilation4");
+  return names;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(window_forward), cells()); }

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// What the kernel of kernelised attention (FAVOR+) is told, as data.
+#pragma once
+
+#include <cstdint>
+
+#include "longview/tensor_view.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
+
+/// Positions are processed in chunks at absolute multiples of 48, features of keys in blocks of 96 rows of the projection.
+/// This fixes the order of every sum.
+inline constexpr Index favor_chunk = 48, favor_block = 96;
+
+/// Below any shift that occurs: no key so far.
+inline constexpr double favor_no_shift = -0x1p100;
+
+enum class FavorMap { positive, hyperbolic, trigonometric, relu, elu_plus_one, softmax };
+
+/// The number c that is subtracted in exponents: none, given, the maximum of all, or the running one (rounded up to an
+/// integer in log2 units, as is that of all under `rounded`).
+enum class FavorShift { none, given, published, rounded, running };
+
+enum class FavorStep { maximum, keys, queries, causal, features };
+
+/// What all tasks of a call have in common. Exponents are in log2 units.
+template <typename T>
+struct FavorShape {
+  FavorMap map = FavorMap::positive;
+  FavorShift shift = FavorShift::none;
+  T given_shift = 0;
+  bool exact_scale = false;                    // the shift of queries matters: it does not cancel
+  bool causal = false, normalize = true;
+  bool query_side = false;                     // of the features alone
+  Index head_dim = 0, value_dim = 0, rows = 0, halves = 1;  // rows of the projection; features = halves * rows
+  const T* projection = nullptr;               // null: the identity
+  Index projection_row = 0, projection_channel = 0;
+  const T* columns = nullptr;                  // the projection transposed, in rows of favor_row(rows)
+  T input_scale = 1, epsilon = 0, ratio = 1;   // ratio: r of r (f exp(x - c) + epsilon)
+  T guard = 0, key_sum_epsilon = 0;
+
+  LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
+  /// Keys of the softmax map, not causal: one shift for every channel.
+  LONGVIEW_INLINE bool shifts_channels() const { return map == FavorMap::softmax && !causal && !query_side; }
+};
+
+/// Rows of scratch start at odd multiples of 16 elements, so that they spread over the cache.
+constexpr Index favor_padded(Index count) { return (count + 15) / 16 * 16; }
+constexpr Index favor_row(Index features) { return ((favor_padded(features) / 16 + 1) | 1) * 16; }
+/// Values and a one beside them, whose sums are those of the features.
+constexpr Index favor_values(Index value_dim) { return (value_dim + 1 + 7) / 8 * 8; }
+
+/// S^T and z of one (batch, key head).
+template <typename T>
+struct FavorSums {
+  T *sums = nullptr, *carry = nullptr;         // (favor_values, favor_row): the sums, and what their rounding lost
+  T* shift = nullptr;                          // of every block of features
+  T* maxima = nullptr;                         // (favor_row): of every feature over all keys
+  Index* seen = nullptr;                       // keys in them
+};
+
+/// A stream of causal attention between two calls: the sums up to the last full chunk, and the chunk begun.
+template <typename T>
+struct FavorStream {
+  T *sums = nullptr, *carry = nullptr;
+  T *features = nullptr, *values = nullptr;    // of the keys of the chunk: (favor_chunk + 8, favor_row), (.., favor_values)
+  T* shift = nullptr;                          // of each of these keys; then of the sums; then the running one
+  Index* position = nullptr;                   // of each within the chunk; then how many; then how many keys ever
+};
+constexpr Index favor_stream_elements(Index features, Index value_dim) {
+  return (2 * favor_values(value_dim) + favor_chunk + 8) * favor_row(features) +
+         (favor_chunk + 8) * favor_values(value_dim) + favor_chunk + 16;
+}
+inline constexpr Index favor_stream_indices = favor_chunk + 2;
+
+template <typename T>
+LONGVIEW_INLINE FavorStream<T> favor_stream(T* elements, Index* indices, Index features, Index value_dim) {
+  const Index sums = favor_values(value_dim) * favor_row(features);
+  FavorStream<T> stream;
+  stream.sums = elements, stream.carry = stream.sums + sums;
+  stream.features = stream.carry + sums;
+  stream.values = stream.features + (favor_chunk + 8) * favor_row(features);
+  stream.shift = stream.values + (favor_chunk + 8) * favor_values(value_dim);
+  stream.position = indices;
+  return stream;
+}
+
+/// One step for one (batch, key head); `queries` for one head, `causal` for all heads of the group.
+template <typename T>
+struct FavorTask {
+  const FavorShape<T>* shape = nullptr;
+  FavorStep step = FavorStep::keys;
+  const T *key = nullptr, *value = nullptr;
+  Index key_row = 0, key_channel = 0, value_row = 0, value_channel = 0;
+  Index keys = 0;
+  const std::uint8_t* keep = nullptr;          // of key 0
+  Index keep_row = 0;
+  const T* query = nullptr;
+  T* out = nullptr;
+  Index query_head = 0, query_row = 0, query_channel = 0, out_head = 0, out_row = 0, out_channel = 0;
+  Index heads = 1, queries = 0, first = 0, last = 0;  // last - first of the queries are asked for
+  Index position = 0;                          // of the first of a causal call
+  Index block_begin = 0, block_end = 0;        // of the keys' features
+  FavorSums<T> sums;
+  FavorStream<T> stream;
+};
+
+/// Scratch elements of a task for lanes of `width` queries.
+constexpr Index favor_scratch(Index head_dim, Index value_dim, Index features, Index width) {
+  return (favor_chunk + 8) * (favor_padded(head_dim) + favor_row(features) + favor_values(value_dim)) +
+         (head_dim + features + favor_values(value_dim) + favor_chunk + 16) * width;
+}
+
+}  // namespace longview

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// A projection of rows to fewer rows, as data.
+#pragma once
+
+#include <cstdint>
+
+#include "longview/tensor_view.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
+
+enum class ProjectionKind { product, mean, maximum };
+
+/// A block of rows r and columns c of one projected head.
+///
+/// product: out[r][c] = sum over g, i of scalar(r, g, i) * vector(g, i, c), one chain of fused multiply-adds in this order;
+/// mean and maximum: of vector(r, i, c) over i. Then the biases are added. All of it stands for rows of an input: (r, g, i)
+/// for row r * input_row + g * input_group + i * input_term. Rows from `length` on, or with a zero in `keep`, count as zeros
+/// and are not read.
+template <typename T>
+struct ProjectionTask {
+  ProjectionKind kind = ProjectionKind::product;
+  Index rows = 0, columns = 0, groups = 1, terms = 0;
+  const T *scalar = nullptr, *vector = nullptr;
+  Index scalar_row = 0, scalar_group = 0, scalar_term = 0;
+  Index vector_row = 0, vector_group = 0, vector_term = 0, vector_column = 0;
+  Index input_row = 0, input_group = 0, input_term = 0, length = 0;
+  const std::uint8_t* keep = nullptr;
+  Index keep_row = 0;
+  T* out = nullptr;
+  Index out_row = 0, out_column = 0;
+  const T *row_bias = nullptr, *column_bias = nullptr;
+  Index row_bias_step = 0, column_bias_step = 0;
+};
+
+/// Terms of a product whose vectors are packed at a time.
+inline constexpr Index projected_per_tile = 64;
+
+/// Most rows of a register block on any target.
+inline constexpr Index most_product_rows = 8;
+
+/// Scratch elements for blocks of at most `rows` and `columns`: sums, packed vectors, packed scalars.
+constexpr Index projection_scratch(Index rows, Index columns, Index lanes) {
+  const Index padded_rows = (rows + most_product_rows - 1) / most_product_rows * most_product_rows;
+  const Index padded_columns = (columns + lanes - 1) / lanes * lanes;
+  return (padded_rows + projected_per_tile) * padded_columns + most_product_rows * projected_per_tile;
+}
+
+}  // namespace longview
