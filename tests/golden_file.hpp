@@ -98,8 +98,14 @@ inline std::vector<std::string> in_order(const nlohmann::json& header) {
 }
 
 inline void read_metadata(File& file, const std::map<std::string, std::string>& metadata) {
-  static const std::set<std::string> known{"op",          "source",      "options",            "note",
-                                           "inputs",      "outputs",     "cross_check",        "cross_check_tensor",
+  static const std::set<std::string> known{"op",
+                                           "source",
+                                           "options",
+                                           "note",
+                                           "inputs",
+                                           "outputs",
+                                           "cross_check",
+                                           "cross_check_tensor",
                                            "cross_check_missing"};
   for (const auto& [name, text] : metadata) require(known.contains(name), "metadata " + name);
   for (const char* name : {"op", "options", "note", "inputs", "outputs"})

@@ -37,7 +37,10 @@ LONGVIEW_INLINE bool add(Index a, Index b, Index& sum) {
 template <std::size_t Rank>
 std::string text_of(const Shape<Rank>& shape) {
   std::string text;
-  for (std::size_t axis = 0; axis < Rank; ++axis) text += (axis == 0 ? "" : "x") + std::to_string(shape[axis]);
+  for (std::size_t axis = 0; axis < Rank; ++axis) {
+    if (axis > 0) text += 'x';
+    text += std::to_string(shape[axis]);
+  }
   return text;
 }
 
