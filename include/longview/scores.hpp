@@ -56,6 +56,9 @@ struct Output {
   using Lse = std::conditional_t<std::is_const_v<T>, const Compute<Value<T>>, Compute<Value<T>>>;
 
   LONGVIEW_INLINE Output(TensorView<T, 4> rows, TensorView<Lse, 3> row_lse = {}) : out(rows), lse(row_lse) {}
+  template <MdspanLike M>
+    requires(!ReadableAs<M, T, 4>)
+  Output(const M&) = delete;
   LONGVIEW_INLINE operator Output<const T>() const
     requires(!std::is_const_v<T>)
   {

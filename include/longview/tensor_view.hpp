@@ -49,6 +49,10 @@ concept MdspanLike = requires(const M& m) {
   M::rank();
 };
 
+/// Whether a view of type M can be read as a view of T with that rank: same elements, const added but never removed.
+template <typename M, typename T, std::size_t Rank>
+concept ReadableAs = MdspanLike<M> && M::rank() == Rank && std::is_convertible_v<typename M::element_type (*)[], T (*)[]>;
+
 /// Points at `Rank`-dimensional data owned by someone else, which must outlive the view.
 ///
 /// Strides count elements: any value on inputs (0 repeats a slice, negative runs backwards); the elements of an output
@@ -72,14 +76,18 @@ class TensorView {
   LONGVIEW_INLINE constexpr TensorView(T* data, const Shape<Rank>& shape, const Shape<Rank>& stride)
       : data_(data), shape_(shape), stride_(stride) {}
   /// From any view of the same rank; adds const, never removes it.
-  template <MdspanLike M>
-    requires(M::rank() == Rank && std::is_convertible_v<typename M::element_type (*)[], T (*)[]>)
+  template <ReadableAs<T, Rank> M>
   LONGVIEW_INLINE constexpr TensorView(const M& other) : data_(other.data_handle()) {
     for (std::size_t axis = 0; axis < Rank; ++axis) {
       shape_[axis] = static_cast<Index>(other.extent(axis));
       stride_[axis] = static_cast<Index>(other.stride(axis));
     }
   }
+
+  /// Other elements, a const that would be lost, or another rank: named by the compiler's message.
+  template <MdspanLike M>
+    requires(!ReadableAs<M, T, Rank>)
+  TensorView(const M&) = delete;
 
   LONGVIEW_INLINE constexpr T* data_handle() const { return data_; }
   LONGVIEW_INLINE constexpr Index extent(std::size_t axis) const { return shape_[axis]; }

@@ -1,4 +1,4 @@
-// error: TensorView<.*double
+// error: deleted function
 #include <longview/longview.hpp>
 
 void call(longview::TensorView<float, 4> x, longview::TensorView<double, 4> key) {

@@ -75,6 +75,21 @@ Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, 
   return blocks > 1 ? blocks : 1;
 }
 
+/// The lanes of the block of at most `width` rows that begins with row `row` of a place.
+template <typename T, typename Pattern>
+void fill_block(const Pattern& pattern, const GridPlace& place, const RowSet& rows, Index row, Index width,
+                kernel::QueryBlock<T>& block) {
+  const Index left = rows.heads * rows.count - row;
+  block.count = left < width ? left : width;
+  // Lanes beyond the last row repeat it, so that the kernel needs no special case.
+  for (Index lane = 0; lane < width; ++lane) {
+    const Index at = row + (lane < block.count ? lane : block.count - 1);
+    const Index number = at % rows.count;
+    const Index query = rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step;
+    pattern.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
+  }
+}
+
 /// A pattern cut into tasks, ready to run.
 template <typename T, typename Pattern>
 class AttentionWork {
@@ -111,7 +126,7 @@ class AttentionWork {
     task.shape = &shape_;
     task.blocks = blocks;
     for (Index row = begin; row < all && task.block_count < blocks_; row += kernels_.block_rows)
-      fill(place, rows, row, all, blocks[task.block_count++]);
+      fill_block(pattern_, place, rows, row, kernels_.block_rows, blocks[task.block_count++]);
     pattern_.segments(place, task);
     kernels_.attend(task, bounds, carver.take<T>(0));
   }
@@ -122,17 +137,6 @@ class AttentionWork {
     for (Index group = 0; group < pattern.groups(); ++group)
       rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
     return rows;
-  }
-
-  void fill(const GridPlace& place, const RowSet& rows, Index row, Index all, kernel::QueryBlock<T>& block) const {
-    block.count = all - row < kernels_.block_rows ? all - row : kernels_.block_rows;
-    // Lanes beyond the last row repeat it, so that the kernel needs no special case.
-    for (Index lane = 0; lane < kernels_.block_rows; ++lane) {
-      const Index at = row + (lane < block.count ? lane : block.count - 1);
-      const Index number = at % rows.count;
-      const Index query = rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step;
-      pattern_.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
-    }
   }
 
   const kernel::Kernels<T> kernels_;

@@ -4,26 +4,9 @@
 #pragma once
 
 #include "longview/detail/band_pattern.hpp"
+#include "longview/detail/sort.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
-
-/// Ascending; a heap sort of our own, because a std algorithm would be shared by files built with other flags.
-inline void sort(Index* list, Index count) {
-  const auto sift = [list](Index from, Index end) {
-    for (Index child; (child = 2 * from + 1) < end; from = child) {
-      if (child + 1 < end && list[child] < list[child + 1]) ++child;
-      if (list[from] >= list[child]) return;
-      const Index moved = list[from];
-      list[from] = list[child], list[child] = moved;
-    }
-  };
-  for (Index root = count / 2; root-- > 0;) sift(root, count);
-  for (Index end = count; end-- > 1;) {
-    const Index largest = list[0];
-    list[0] = list[end], list[end] = largest;
-    sift(0, end);
-  }
-}
 
 /// The real global tokens of every item, ascending: `most` places each, `count` of them used.
 struct GlobalLists {

@@ -106,6 +106,7 @@ class ProjectionWork {
     task.scalar = matrix.data_handle() + head * repeated(matrix.extent(0), matrix.stride(0)) + first_row * matrix.stride(1);
     task.scalar_row = matrix.stride(1), task.scalar_term = matrix.stride(2);
     task.vector = from, task.vector_term = call_.input.stride(2), task.vector_column = call_.input.stride(3);
+    task.input_term = 1;
   }
 
   /// Slot r stands for the `rate` rows of the input from r * rate on. Convolution: these are the scalars, the weights the
@@ -115,13 +116,14 @@ class ProjectionWork {
     from += first_row * rate * row;
     if (task.keep != nullptr) task.keep += first_row * rate * task.keep_row;
     task.length -= first_row * rate;
-    task.input_row = rate, task.terms = rate;
+    task.input_row = rate;
     if (const auto& weights = call_.convolution) {
-      task.groups = weights.extent(1);
-      task.scalar = from, task.scalar_row = rate * row, task.scalar_group = channel, task.scalar_term = row;
+      task.groups = rate, task.terms = weights.extent(1), task.input_group = 1;
+      task.scalar = from, task.scalar_row = rate * row, task.scalar_group = row, task.scalar_term = channel;
       task.vector = weights.data_handle() + first_column * weights.stride(0);
-      task.vector_group = weights.stride(1), task.vector_term = weights.stride(2), task.vector_column = weights.stride(0);
+      task.vector_group = weights.stride(2), task.vector_term = weights.stride(1), task.vector_column = weights.stride(0);
     } else {
+      task.terms = rate, task.input_term = 1;
       task.vector = from + first_column * channel;
       task.vector_row = rate * row, task.vector_term = row, task.vector_column = channel;
     }

@@ -55,11 +55,10 @@ inline SegmentNames segment_names(std::size_t segment, std::size_t count) {
   return count == 1 ? SegmentNames{"key", "value"} : names[segment];
 }
 
-/// Checks the tensors of a call and finds the positions of its key segments.
+/// Checks the keys and values of a call and finds the positions of their segments.
 template <typename T>
-void check_tensors(Contract& contract, BandCall<T>& call) {
+void check_segments(Contract& contract, BandCall<T>& call) {
   const Index value_dim = call.keys[0].value.extent(3);
-  check_rows(contract, call.query, call.out, value_dim);
   for (std::size_t s = 0; s < call.keys.size(); ++s) {
     const SegmentNames names = segment_names(s, call.keys.size());
     check_keys(contract, call.query, call.keys[s], value_dim, names.key, names.value);
@@ -73,6 +72,13 @@ void check_tensors(Contract& contract, BandCall<T>& call) {
     call.segment_position[s] = position;
     call.positions = position + call.keys[s].key.extent(2);
   }
+}
+
+/// Checks the tensors of a call and finds the positions of its key segments.
+template <typename T>
+void check_tensors(Contract& contract, BandCall<T>& call) {
+  check_rows(contract, call.query, call.out, call.keys[0].value.extent(3));
+  check_segments(contract, call);
 }
 
 /// Checks what is said about scores; `prefix` is where the aggregate stands, "options." or "options.scores.".

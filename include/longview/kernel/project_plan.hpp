@@ -14,8 +14,7 @@ enum class ProjectionKind { product, mean, maximum };
 /// A block of rows r and columns c of one projected head.
 ///
 /// product: out[r][c] = sum over g, i of scalar(r, g, i) * vector(g, i, c), one chain of fused multiply-adds in this order;
-/// mean and maximum: of vector(r, i, c) over i. Then the biases are added. (r, i) stands for row r * input_row + i of the
-/// input. Rows from `length` on, or with a zero in `keep`, count as zeros and are not read.
+/// mean and maximum: of vector(r, i, c) over i. Then the biases are added. Term (r, g, i) stands for row r * input_row + g * input_group + i * input_term of the input. Rows from `length` on, or with a zero in `keep`, count as zeros and are not read.
 template <typename T>
 struct ProjectionTask {
   ProjectionKind kind = ProjectionKind::product;
@@ -23,7 +22,7 @@ struct ProjectionTask {
   const T *scalar = nullptr, *vector = nullptr;
   Index scalar_row = 0, scalar_group = 0, scalar_term = 0;
   Index vector_row = 0, vector_group = 0, vector_term = 0, vector_column = 0;
-  Index input_row = 0, length = 0;
+  Index input_row = 0, input_group = 0, input_term = 0, length = 0;
   const std::uint8_t* keep = nullptr;
   Index keep_row = 0;
   T* out = nullptr;
@@ -42,7 +41,7 @@ inline constexpr Index most_product_rows = 8;
 constexpr Index projection_scratch(Index rows, Index columns, Index lanes) {
   const Index padded_rows = (rows + most_product_rows - 1) / most_product_rows * most_product_rows;
   const Index padded_columns = (columns + lanes - 1) / lanes * lanes;
-  return padded_rows * padded_columns + (3 * lanes + most_product_rows) * projected_per_tile;
+  return (padded_rows + projected_per_tile) * padded_columns + most_product_rows * projected_per_tile;
 }
 
 }  // namespace longview

@@ -9,8 +9,11 @@
 #include <utility>
 
 #include "longview/instruction_set.hpp"
+#include "longview/kernel/favor_plan.hpp"
+#include "longview/kernel/merge_plan.hpp"
 #include "longview/kernel/plan.hpp"
 #include "longview/kernel/project_plan.hpp"
+#include "longview/kernel/received_plan.hpp"
 
 // Vector arguments are always inlined, so the calling convention that GCC warns about is never used.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -28,6 +31,9 @@ namespace portable {
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/merge.inc"
+#include "longview/kernel/received.inc"
+#include "longview/kernel/favor.inc"
 #include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 }  // namespace portable
@@ -42,6 +48,9 @@ namespace baseline {
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/merge.inc"
+#include "longview/kernel/received.inc"
+#include "longview/kernel/favor.inc"
 #include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
@@ -64,6 +73,9 @@ namespace avx2 {
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/merge.inc"
+#include "longview/kernel/received.inc"
+#include "longview/kernel/favor.inc"
 #include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
@@ -91,6 +103,9 @@ namespace avx512 {
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
 #include "longview/kernel/attend.inc"
+#include "longview/kernel/merge.inc"
+#include "longview/kernel/received.inc"
+#include "longview/kernel/favor.inc"
 #include "longview/kernel/project.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
@@ -108,6 +123,7 @@ struct Kernels {
   Index block_rows;  // queries of a block
   void (*attend)(const AttentionTask<T>& task, LaneBounds* bounds, T* scratch);
   void (*project)(const ProjectionTask<T>& task, T* scratch);
+  void (*favor)(const FavorTask<T>& task, T* scratch);
 };
 
 /// The kernels of the instruction set in use.
@@ -116,18 +132,66 @@ Kernels<T> kernels() {
   switch (instruction_set()) {
 #ifdef LONGVIEW_BUILDS_AVX512
     case InstructionSet::avx512:
-      return {3 * avx512::lanes<T>, avx512::attend<T>, avx512::project<T>};
+      return {3 * avx512::lanes<T>, avx512::attend<T>, avx512::project<T>, avx512::favor<T>};
 #endif
 #ifdef LONGVIEW_BUILDS_AVX2
     case InstructionSet::avx2:
-      return {3 * avx2::lanes<T>, avx2::attend<T>, avx2::project<T>};
+      return {3 * avx2::lanes<T>, avx2::attend<T>, avx2::project<T>, avx2::favor<T>};
 #endif
 #ifdef LONGVIEW_BUILDS_BASELINE
     case InstructionSet::baseline:
-      return {3 * baseline::lanes<T>, baseline::attend<T>, baseline::project<T>};
+      return {3 * baseline::lanes<T>, baseline::attend<T>, baseline::project<T>, baseline::favor<T>};
 #endif
     default:
-      return {3 * portable::lanes<T>, portable::attend<T>, portable::project<T>};
+      return {3 * portable::lanes<T>, portable::attend<T>, portable::project<T>, portable::favor<T>};
+  }
+}
+
+/// Outside the table, so that only who calls them compiles them.
+template <typename T>
+using MergeKernel = void (*)(const MergeTask<T>& task);
+template <typename T>
+MergeKernel<T> merge_kernel() {
+  switch (instruction_set()) {
+#ifdef LONGVIEW_BUILDS_AVX512
+    case InstructionSet::avx512:
+      return avx512::merge<T>;
+#endif
+#ifdef LONGVIEW_BUILDS_AVX2
+    case InstructionSet::avx2:
+      return avx2::merge<T>;
+#endif
+#ifdef LONGVIEW_BUILDS_BASELINE
+    case InstructionSet::baseline:
+      return baseline::merge<T>;
+#endif
+    default:
+      return portable::merge<T>;
+  }
+}
+
+template <typename T>
+struct ReceivedKernel {
+  Index block_rows;  // queries of a block
+  void (*add)(const ReceivedTask<T>& task, LaneBounds* bounds, T* scratch);
+};
+template <typename T>
+ReceivedKernel<T> received_kernel() {
+  switch (instruction_set()) {
+#ifdef LONGVIEW_BUILDS_AVX512
+    case InstructionSet::avx512:
+      return {3 * avx512::lanes<T>, avx512::received<T>};
+#endif
+#ifdef LONGVIEW_BUILDS_AVX2
+    case InstructionSet::avx2:
+      return {3 * avx2::lanes<T>, avx2::received<T>};
+#endif
+#ifdef LONGVIEW_BUILDS_BASELINE
+    case InstructionSet::baseline:
+      return {3 * baseline::lanes<T>, baseline::received<T>};
+#endif
+    default:
+      return {3 * portable::lanes<T>, portable::received<T>};
   }
 }
 

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// From the arguments of kernelised attention to the tasks of its kernel, and their execution.
+#pragma once
+
+#include <vector>
+
+#include "longview/detail/scratch.hpp"
+#include "longview/kernel/targets.hpp"
+
+namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
+
+/// The arguments of a call, already checked.
+template <typename T>
+struct FavorCall {
+  kernel::FavorShape<T> shape;
+  TensorView<const T, 2> projection;
+  TensorView<const T, 4> query, key, value;     // of the features alone: query absent, value absent
+  TensorView<T, 4> out;
+  std::span<const Index> key_lengths{};
+  TensorView<const std::uint8_t, 2> keep_keys;
+
+  Index features() const { return shape.halves * shape.rows; }
+  Index blocks() const { return (shape.rows + kernel::favor_block - 1) / kernel::favor_block; }
+  Index key_heads() const { return key.extent(1); }
+  Index group() const { return query.extent(1) / key_heads(); }
+  bool needs_maximum() const {
+    if (shape.query_side)
+      return shape.map == kernel::FavorMap::trigonometric && shape.shift == kernel::FavorShift::published;
+    return shape.shift == kernel::FavorShift::published || shape.shift == kernel::FavorShift::rounded ||
+           shape.shifts_channels();
+  }
+
+  kernel::FavorTask<T> task(Index item, Index key_head) const {
+    kernel::FavorTask<T> task;
+    task.shape = &shape;
+    task.key = key.data_handle() + item * key.stride(0) + key_head * key.stride(1);
+    task.key_row = key.stride(2), task.key_channel = key.stride(3);
+    if (value) task.value = value.data_handle() + item * value.stride(0) + key_head * value.stride(1);
+    task.value_row = value.stride(2), task.value_channel = value.stride(3);
+    task.keys = key_lengths.empty() ? key.extent(2) : key_lengths[static_cast<std::size_t>(item)];
+    if (keep_keys) {
+      task.keep = keep_keys.data_handle() + (keep_keys.extent(0) == 1 ? 0 : item * keep_keys.stride(0));
+      task.keep_row = keep_keys.extent(1) == 1 ? 0 : keep_keys.stride(1);
+    }
+    task.block_end = blocks();
+    return task;
+  }
+  void set_queries(kernel::FavorTask<T>& task, Index item, Index head) const {
+    task.query = query.data_handle() + item * query.stride(0) + head * query.stride(1);
+    task.query_head = query.stride(1), task.query_row = query.stride(2), task.query_channel = query.stride(3);
+    set_out(task, item, head);
+    task.queries = task.last = query.extent(2);
+  }
+  void set_out(kernel::FavorTask<T>& task, Index item, Index head) const {
+    task.out = out.data_handle() + item * out.stride(0) + head * out.stride(1);
+    task.out_head = out.stride(1), task.out_row = out.stride(2), task.out_channel = out.stride(3);
+  }
+};
+
+/// S^T, z and what belongs to them, in scratch.
+template <typename T>
+struct FavorSumsScratch {
+  static ByteCount size(const FavorCall<T>& call) {
+    const Index row = kernel::favor_row(call.features());
+    return ByteCount()
+        .add(2 * kernel::favor_values(call.shape.value_dim), row * static_cast<Index>(sizeof(T)))
+        .add(call.blocks(), sizeof(T))
+        .add(row, sizeof(T))
+        .add(1, sizeof(Index));
+  }
+  static kernel::FavorSums<T> carve(Carver& carver, const FavorCall<T>& call) {
+    const Index row = kernel::favor_row(call.features()), rows = kernel::favor_values(call.shape.value_dim);
+    kernel::FavorSums<T> sums;
+    sums.sums = carver.take<T>(2 * rows * row), sums.carry = sums.sums + rows * row;
+    sums.shift = carver.take<T>(call.blocks());
+    sums.maxima = carver.take<T>(row);
+    sums.seen = carver.take<Index>(1);
+    return sums;
+  }
+};
+
+/// The projection transposed, once per call; the padding of a row repeats its last element.
+template <typename T>
+struct ProjectionColumns {
+  static void add(ByteCount& bytes, const FavorCall<T>& call) {
+    if (call.projection) bytes.add(call.shape.head_dim, kernel::favor_row(call.shape.rows) * static_cast<Index>(sizeof(T)));
+  }
+  static void fill(Carver& carver, FavorCall<T>& call) {
+    if (!call.projection) return;
+    const Index row = kernel::favor_row(call.shape.rows), last = call.shape.rows - 1;
+    T* const columns = carver.take<T>(call.shape.head_dim * row);
+    for (Index f = 0; f < row; ++f)
+      for (Index c = 0; c < call.shape.head_dim; ++c) columns[c * row + f] = call.projection(f < last ? f : last, c);
+    call.shape.columns = columns;
+  }
+};
+
+template <typename T>
+ByteCount favor_worker_bytes(const FavorCall<T>& call, Index width) {
+  ByteCount bytes;
+  return bytes.add(kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, call.features(), width), sizeof(T));
+}
+
+template <typename T>
+void check_key_mask(Contract& contract, const FavorCall<T>& call) {
+  const Index batch = call.key.extent(0), keys = call.key.extent(2);
+  if (!call.key_lengths.empty()) {
+    contract.size("options.key_lengths", call.key_lengths, batch, "batch");
+    for (std::size_t item = 0; contract.ok() && item < call.key_lengths.size(); ++item)
+      if (call.key_lengths[item] < 0 || call.key_lengths[item] > keys)
+        contract.fail("options.key_lengths[" + std::to_string(item) + "]",
+                      "out of range (got " + std::to_string(call.key_lengths[item]) + ", expected 0 to " +
+                          std::to_string(keys) + ")");
+  }
+  if (!call.keep_keys) return;
+  contract.input("options.keep_keys", call.keep_keys);
+  contract.broadcasts("options.keep_keys", call.keep_keys, Shape<2>{batch, keys});
+}
+
+/// Where a stream of causal attention is kept: memory of a state, or none.
+template <typename T>
+struct FavorStreams {
+  T* elements = nullptr;
+  Index* indices = nullptr;
+  Index position = 0;
+};
+
+template <typename T>
+void start_stream(kernel::FavorStream<T>& stream, T* elements, Index* indices, Index features, Index value_dim) {
+  for (Index at = 0; at < kernel::favor_stream_elements(features, value_dim); ++at) elements[at] = 0;
+  for (Index at = 0; at < kernel::favor_stream_indices; ++at) indices[at] = 0;
+  stream = kernel::favor_stream(elements, indices, features, value_dim);
+  stream.shift[kernel::favor_chunk] = stream.shift[kernel::favor_chunk + 1] = static_cast<T>(kernel::favor_no_shift);
+}
+
+/// Memory of the streams of a state of shape (batch, key heads, features, value_dim).
+template <typename T>
+void allocate_streams(const Shape<4>& shape, std::vector<T>& elements, std::vector<Index>& indices) {
+  const Run run;
+  Contract contract("PerformerState", run);
+  constexpr const char* names[] = {"batch", "heads", "features", "value_dim"};
+  for (std::size_t axis = 0; axis < 4; ++axis) contract.at_least("shape", names[axis], shape[axis], 0);
+  constexpr Index most = Index{1} << (sizeof(Index) == 8 ? 30 : 12);
+  Index streams = 0, bytes = 0;
+  if (contract.ok() &&
+      !(shape[2] < most && shape[3] < most && multiply(shape[0], shape[1], streams) &&
+        multiply(streams, kernel::favor_stream_elements(shape[2], shape[3]), bytes) && multiply(bytes, sizeof(T), bytes)))
+    contract.fail("shape", "byte count overflows", true);
+  if (!contract.accepted()) return;
+  elements.resize(static_cast<std::size_t>(bytes) / sizeof(T));
+  indices.resize(static_cast<std::size_t>(streams * kernel::favor_stream_indices));
+}
+template <typename T>
+void restart_streams(const Shape<4>& shape, std::vector<T>& elements, std::vector<Index>& indices) {
+  for (Index number = 0; number < shape[0] * shape[1]; ++number) {
+    kernel::FavorStream<T> stream;
+    start_stream(stream, elements.data() + number * kernel::favor_stream_elements(shape[2], shape[3]),
+                 indices.data() + number * kernel::favor_stream_indices, shape[2], shape[3]);
+  }
+}
+
+/// Causal: one task per (batch, key head). False in a rehearsal.
+template <typename T>
+bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& streams) {
+  const Run& run = contract.run();
+  const kernel::Kernels<T> kernels = kernel::kernels<T>();
+  const Index features = call.features(), elements = kernel::favor_stream_elements(features, call.shape.value_dim);
+  const Index all = call.query.extent(2) == 0 ? 0 : call.query.extent(0) * call.key_heads();
+  const Index workers = run.concurrency() < all ? run.concurrency() : all;
+  ByteCount shared, each = favor_worker_bytes(call, kernels.block_rows);
+  if (all > 0) ProjectionColumns<T>::add(shared, call);
+  if (call.needs_maximum()) each.add(kernel::favor_row(features), sizeof(T));
+  if (streams.elements == nullptr) each.add(elements, sizeof(T)).add(kernel::favor_stream_indices, sizeof(Index));
+  const Scratch scratch(contract, shared, each, workers);
+  if (!scratch || all == 0) return static_cast<bool>(scratch);
+  Carver columns(scratch.shared());
+  ProjectionColumns<T>::fill(columns, call);
+  run_tasks(run, workers, all, [&](Index number, Index worker) {
+    Carver carver(scratch.of(worker));
+    T* const own = carver.take<T>(kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, features,
+                                                        kernels.block_rows));
+    const Index item = number / call.key_heads(), key_head = number % call.key_heads();
+    kernel::FavorTask<T> task = call.task(item, key_head);
+    call.set_queries(task, item, key_head * call.group());
+    task.heads = call.group(), task.position = streams.position;
+    if (call.needs_maximum()) {
+      task.sums.maxima = carver.take<T>(kernel::favor_row(features));
+      task.step = kernel::FavorStep::maximum;
+      kernels.favor(task, own);
+    }
+    if (streams.elements != nullptr) {
+      task.stream = kernel::favor_stream(streams.elements + number * elements,
+                                         streams.indices + number * kernel::favor_stream_indices, features,
+                                         call.shape.value_dim);
+    } else {
+      T* const from = carver.take<T>(elements);
+      start_stream(task.stream, from, carver.take<Index>(kernel::favor_stream_indices), features, call.shape.value_dim);
+    }
+    task.step = kernel::FavorStep::causal;
+    kernels.favor(task, own);
+  });
+  return true;
+}
+
+/// Not causal: the sums over all keys, then the queries. Where there are fewer (batch, key head)s than workers, their sums
+/// are shared and dealt out by blocks of features.
+template <typename T>
+class FavorBothWays {
+ public:
+  FavorBothWays(Contract& contract, const FavorCall<T>& call)
+      : contract_(contract), call_(call), kernels_(kernel::kernels<T>()) {}
+
+  void execute() {
+    const Index all = call_.query.extent(2) == 0 ? 0 : call_.query.extent(0) * call_.key_heads();
+    const Index threads = contract_.run().concurrency();
+    const ByteCount sums = FavorSumsScratch<T>::size(call_);
+    ByteCount shared, each = favor_worker_bytes(call_, kernels_.block_rows);
+    const bool splits = all < threads;
+    if (all > 0) ProjectionColumns<T>::add(shared, call_);
+    sums_bytes_ = sums.bytes();
+    splits ? shared.add(sums_bytes_, all) : each.add(sums_bytes_, 1);
+    if (!sums.fits()) shared.add(-1, 2), contract_.fail("run", "workspace byte count overflows", true);
+    const Scratch scratch(contract_, shared, each, all == 0 ? 0 : splits ? threads : all < threads ? all : threads);
+    if (!scratch || all == 0) return;
+    Carver carver(scratch.shared());
+    ProjectionColumns<T>::fill(carver, call_);
+    scratch_ = &scratch, sums_ = carver.take<std::byte>(0);
+    splits ? split(all, threads) : whole(all, threads);
+  }
+
+ private:
+  kernel::FavorTask<T> task(Index number, std::byte* sums) const {
+    kernel::FavorTask<T> task = call_.task(number / call_.key_heads(), number % call_.key_heads());
+    Carver carver(sums);
+    task.sums = FavorSumsScratch<T>::carve(carver, call_);
+    return task;
+  }
+  void run(kernel::FavorTask<T>& task, kernel::FavorStep step, std::byte* own) const {
+    task.step = step;
+    kernels_.favor(task, reinterpret_cast<T*>(own));
+  }
+  void whole(Index all, Index threads) {
+    const std::size_t kernel_bytes = static_cast<std::size_t>(favor_worker_bytes(call_, kernels_.block_rows).bytes());
+    run_tasks(contract_.run(), threads, all, [&](Index number, Index worker) {
+      std::byte* const own = scratch_->of(worker);
+      kernel::FavorTask<T> task = this->task(number, own + kernel_bytes);
+      if (call_.needs_maximum()) run(task, kernel::FavorStep::maximum, own);
+      run(task, kernel::FavorStep::keys, own);
+      for (Index head = 0; head < call_.group(); ++head) {
+        call_.set_queries(task, number / call_.key_heads(), number % call_.key_heads() * call_.group() + head);
+        run(task, kernel::FavorStep::queries, own);
+      }
+    });
+  }
+  void split(Index all, Index threads) {
+    const Index blocks = call_.blocks(), tasks = all * blocks;
+    const auto over_blocks = [&](kernel::FavorStep step) {
+      run_tasks(contract_.run(), threads < tasks ? threads : tasks, tasks, [&](Index number, Index worker) {
+        kernel::FavorTask<T> task = this->task(number / blocks, sums_ + number / blocks * sums_bytes_);
+        task.block_begin = number % blocks, task.block_end = task.block_begin + 1;
+        run(task, step, scratch_->of(worker));
+      });
+    };
+    if (call_.needs_maximum()) over_blocks(kernel::FavorStep::maximum);
+    over_blocks(kernel::FavorStep::keys);
+    const Index heads = call_.query.extent(1), queries = call_.query.extent(2), rows = kernels_.block_rows;
+    Index stretch = (call_.query.extent(0) * heads * queries / (4 * threads) + rows - 1) / rows * rows;
+    if (stretch < rows) stretch = rows;
+    const Index stretches = (queries + stretch - 1) / stretch, parts = call_.query.extent(0) * heads * stretches;
+    run_tasks(contract_.run(), threads < parts ? threads : parts, parts, [&](Index number, Index worker) {
+      const Index head = number / stretches % heads, item = number / stretches / heads;
+      const Index slot = item * call_.key_heads() + head / call_.group();
+      kernel::FavorTask<T> task = this->task(slot, sums_ + slot * sums_bytes_);
+      call_.set_queries(task, item, head);
+      task.first = number % stretches * stretch;
+      task.last = task.first + stretch < queries ? task.first + stretch : queries;
+      run(task, kernel::FavorStep::queries, scratch_->of(worker));
+    });
+  }
+
+  Contract& contract_;
+  FavorCall<T> call_;
+  kernel::Kernels<T> kernels_;
+  Index sums_bytes_ = 0;
+  const Scratch* scratch_ = nullptr;
+  std::byte* sums_ = nullptr;
+};
+
+/// The features alone: one task per (batch, head).
+template <typename T>
+void favor_features(Contract& contract, FavorCall<T> call) {
+  const Run& run = contract.run();
+  const kernel::Kernels<T> kernels = kernel::kernels<T>();
+  const Index all = call.key.extent(2) == 0 ? 0 : call.key.extent(0) * call.key.extent(1);
+  const Index workers = run.concurrency() < all ? run.concurrency() : all;
+  ByteCount shared, each = favor_worker_bytes(call, kernels.block_rows);
+  if (all > 0) ProjectionColumns<T>::add(shared, call);
+  each.add(FavorSumsScratch<T>::size(call).bytes(), 1);
+  const Scratch scratch(contract, shared, each, workers);
+  if (!scratch || all == 0) return;
+  Carver columns(scratch.shared());
+  ProjectionColumns<T>::fill(columns, call);
+  run_tasks(run, workers, all, [&](Index number, Index worker) {
+    Carver carver(scratch.of(worker));
+    T* const own = carver.take<T>(kernel::favor_scratch(call.shape.head_dim, 0, call.features(), kernels.block_rows));
+    const Index item = number / call.key.extent(1), head = number % call.key.extent(1);
+    kernel::FavorTask<T> task = call.task(item, head);
+    call.set_out(task, item, head);
+    task.queries = call.key.extent(2);
+    task.sums = FavorSumsScratch<T>::carve(carver, call);
+    if (call.needs_maximum()) task.step = kernel::FavorStep::maximum, kernels.favor(task, own);
+    if (call.shape.shifts_channels()) task.step = kernel::FavorStep::keys, kernels.favor(task, own);
+    task.step = kernel::FavorStep::features;
+    kernels.favor(task, own);
+  });
+}
+
+}  // namespace longview
