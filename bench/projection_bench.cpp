@@ -43,7 +43,8 @@ std::vector<std::string> cells() {
   for (const std::string kind : {"matrix", "columns", "convolution", "mean", "max"})
     for (const int n : {1024, 4096, 16384})
       names.push_back("projection_" + kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64/k256");
-  for (const int d : {32, 80, 128}) names.push_back("projection_matrix/f32/b1/h1/n4096/d" + std::to_string(d) + "/k256");
+  for (const int d : {32, 80, 128})
+    names.push_back("projection_matrix/f32/b1/h1/n4096/d" + std::to_string(d) + "/k256");
   names.push_back("projection_matrix/f64/b1/h1/n4096/d64/k256");
   // Hidden states of a compressive memory.
   for (const std::string kind : {"convolution", "mean", "max"})

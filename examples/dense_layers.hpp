@@ -20,22 +20,25 @@ void for_row_blocks(const ThreadPool& pool, longview::Index rows, const Work& wo
   });
 }
 
-/// to = from * weight^T + bias, with weight (outputs, inputs) as checkpoints have it; an empty bias is none.
-struct Dense {
-  Matrix weight;
-  Eigen::RowVectorXf bias;
+/// to = from * weight^T, with weight (outputs, inputs) as checkpoints have it.
+inline void multiply(const Eigen::Ref<const Matrix>& from, const Eigen::Ref<const Matrix>& weight, Matrix& to,
+                     const ThreadPool& pool) {
+  to.resize(from.rows(), weight.rows());
+  for_row_blocks(pool, from.rows(), [&](longview::Index first, longview::Index count) {
+    to.middleRows(first, count).noalias() = from.middleRows(first, count) * weight.transpose();
+  });
+}
 
-  void operator()(const Matrix& from, Matrix& to, const ThreadPool& pool) const {
-    to.resize(from.rows(), weight.rows());
-    for_row_blocks(pool, from.rows(), [&](longview::Index first, longview::Index count) {
-      auto rows = to.middleRows(first, count);
-      rows.noalias() = from.middleRows(first, count) * weight.transpose();
-      if (bias.size() != 0) rows.rowwise() += bias;
-    });
-  }
+struct Dense {
+  Matrix weight;            ///< (outputs, inputs)
+  Eigen::RowVectorXf bias;  ///< (outputs)
+
   Matrix operator()(const Matrix& from, const ThreadPool& pool) const {
     Matrix to;
-    (*this)(from, to, pool);
+    multiply(from, weight, to, pool);
+    for_row_blocks(pool, to.rows(), [&](longview::Index first, longview::Index count) {
+      to.middleRows(first, count).rowwise() += bias;
+    });
     return to;
   }
 };

@@ -353,13 +353,9 @@ class Model {
     Matrix h = head_(inputs.has_logit_positions ? chosen_rows(inputs, hidden) : hidden, pool);
     gelu(h, Gelu::exact, pool);
     head_norm_(h, pool);
-    const Matrix& decoder = config_.tie_word_embeddings ? word_ : decoder_;
-    Matrix result(h.rows(), config_.vocab_size);
-    for_row_blocks(pool, h.rows(), [&](Index first, Index count) {
-      auto rows = result.middleRows(first, count);
-      rows.noalias() = h.middleRows(first, count) * decoder.transpose();
-      rows.rowwise() += decoder_bias_;
-    });
+    Matrix result;
+    multiply(h, config_.tie_word_embeddings ? word_ : decoder_, result, pool);
+    result.rowwise() += decoder_bias_;
     return result;
   }
 

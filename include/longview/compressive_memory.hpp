@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// A memory of past rows and of older rows compressed, what decides which of them are kept, and the losses that train the
-/// compression. Attention over it: relative_attention or full_attention with the keys [compressed, memory, current].
+/// A memory of past rows and of older rows compressed, what decides which of them are kept, and the losses that train
+/// the compression. Attention over it: relative_attention or full_attention with the keys [compressed, memory,
+/// current].
 ///
 /// Source: Rae et al., "Compressive Transformers for Long-Range Sequence Modelling", 2019, section 3, arXiv:1911.05507.
 #pragma once
@@ -11,10 +12,11 @@
 
 namespace longview::inline v0 {
 
-/// Two queues of rows, at first empty: hidden states (batch, 1, rows, width), or keys or values (batch, heads, rows, width).
+/// Two queues of rows, at first empty: hidden states (batch, 1, rows, width), or keys or values (batch, heads, rows,
+/// width).
 ///
-/// Every row counts as one position. Copy the object to come back to it. One that was moved from is empty. A call that throws
-/// changes nothing. Not safe to be changed by two threads at a time.
+/// Every row counts as one position. Copy the object to come back to it. One that was moved from is empty. A call that
+/// throws changes nothing. Not safe to be changed by two threads at a time.
 template <Storage T>
 class CompressiveMemory {
  public:
@@ -29,7 +31,8 @@ class CompressiveMemory {
     detail::check_memory(batch_heads_width, lengths);
   }
   LONGVIEW_INLINE CompressiveMemory(const CompressiveMemory& other) = default;
-  LONGVIEW_INLINE CompressiveMemory(CompressiveMemory&& other) noexcept : state_(other.state_.shape, other.state_.lengths) {
+  LONGVIEW_INLINE CompressiveMemory(CompressiveMemory&& other) noexcept
+      : state_(other.state_.shape, other.state_.lengths) {
     state_.swap(other.state_);
   }
   LONGVIEW_INLINE CompressiveMemory& operator=(const CompressiveMemory& other) {
@@ -44,19 +47,21 @@ class CompressiveMemory {
   }
   LONGVIEW_INLINE ~CompressiveMemory() = default;
 
-  /// Appends rows to the memory; what is then too much leaves it, oldest first, in whole groups of the compression's rate,
-  /// and its compression joins the compressed memory, of which the newest rows stay.
+  /// Appends rows to the memory; what is then too much leaves it, oldest first, in whole groups of the compression's
+  /// rate, and its compression joins the compressed memory, of which the newest rows stay.
   ///
-  /// A remainder below the rate stays as the memory's oldest rows, so that it may be up to rate - 1 rows too long. Pooling and
-  /// convolution give the same bits however the rows were cut into pushes. most_used keeps floor(rows / rate) of the rows
-  /// that leave together, those with the largest recorded use, the older of equals, in order of time.
+  /// A remainder below the rate stays as the memory's oldest rows, so that it may be up to rate - 1 rows too long.
+  /// Pooling and convolution give the same bits however the rows were cut into pushes. most_used keeps floor(rows /
+  /// rate) of the rows that leave together, those with the largest recorded use, the older of equals, in order of time.
   /// \param segment (batch, heads, rows, width), any strides; may be a view of this memory
-  /// \param compression mean_pool, max_pool, convolution or most_used, with a channel_bias (not for most_used); a rate of at
+  /// \param compression mean_pool, max_pool, convolution or most_used, with a channel_bias (not for most_used); a rate
+  /// of at
   ///                    most the memory length, unless that is 0
   /// \throws ContractError on shapes that disagree and other compressions; SizeError on overflow
   ///
-  /// Work: a copy of the memory and the segment, and project() of the rows that leave. Memory: both are held twice, found
-  /// anew only when a push is longer than those before. Scratch as project's; most_used: one Index for each row that leaves.
+  /// Work: a copy of the memory and the segment, and project() of the rows that leave. Memory: both are held twice,
+  /// found anew only when a push is longer than those before. Scratch as project's; most_used: one Index for each row
+  /// that leaves.
   LONGVIEW_INLINE Pushed push(TensorView<const T, 4> segment, const Projection<T>& compression, Run run = {}) {
     const auto moved = detail::MemoryPush<T>(state_, segment, compression, run)();
     return {moved.evicted, moved.compressed};
@@ -163,11 +168,13 @@ struct AttentionReconstructionLoss {
     check(contract, query, of);
     Index elements = 1;
     for (const Index extent : shape)
-      if (contract.ok() && !detail::multiply(elements, extent, elements)) contract.fail("query", "element count overflows", true);
+      if (contract.ok() && !detail::multiply(elements, extent, elements))
+        contract.fail("query", "element count overflows", true);
     if (!contract.accepted()) return 0;
 
     const TensorView<T, 4> unplaced(nullptr, shape);
-    detail::BandCall<T> target = call(query, of.old, unplaced, content), result = call(query, of.fresh, unplaced, content);
+    detail::BandCall<T> target = call(query, of.old, unplaced, content),
+                        result = call(query, of.fresh, unplaced, content);
     const auto attention = detail::shape_of(target);
     const detail::BandPattern<T> target_pattern(target), result_pattern(result);
     const detail::AttentionWork<T, detail::BandPattern<T>> target_work(attention, target_pattern, 1, run.concurrency());
@@ -191,9 +198,10 @@ struct AttentionReconstructionLoss {
   }
 
  private:
-  static detail::BandCall<T> call(const TensorView<const T, 4>& query, const KeyValue<T>& keys, const TensorView<T, 4>& out,
-                                  const Scores<T>& scores) {
-    return {.query = query, .out = out, .keys = {keys.key, keys.value}, .scores = &scores, .positions = keys.key.extent(2)};
+  static detail::BandCall<T> call(const TensorView<const T, 4>& query, const KeyValue<T>& keys,
+                                  const TensorView<T, 4>& out, const Scores<T>& scores) {
+    return {
+        .query = query, .out = out, .keys = {keys.key, keys.value}, .scores = &scores, .positions = keys.key.extent(2)};
   }
   static void check(detail::Contract& contract, const TensorView<const T, 4>& query, const ReconstructionLoss<T>& of) {
     const Index value_dim = of.old.value.extent(3);
@@ -206,23 +214,26 @@ struct AttentionReconstructionLoss {
   }
 };
 
-/// received[b,j] = sum_h sum_i p[b,h,i,j] / (heads * queries), with the probabilities p = e^(s - lse) of an attention call.
+/// received[b,j] = sum_h sum_i p[b,h,i,j] / (heads * queries), with the probabilities p = e^(s - lse) of an attention
+/// call.
 ///
-/// \param query, keys, options as in that call of full_attention (alignment: bottom_right unless named); values are not read
-/// \param out   what that call wrote; only lse (batch, heads, queries) is used, which is required
-/// \param received (batch, keys of all segments), any strides; written. A row without keys gives nothing
-/// \throws ContractError on shapes that disagree, values out of range, outputs that overlap anything; SizeError on overflow
+/// \param query, keys, options as in that call of full_attention (alignment: bottom_right unless named); values are not
+/// read \param out   what that call wrote; only lse (batch, heads, queries) is used, which is required \param received
+/// (batch, keys of all segments), any strides; written. A row without keys gives nothing \throws ContractError on
+/// shapes that disagree, values out of range, outputs that overlap anything; SizeError on overflow
 ///
-/// Work: batch * heads * queries * keys * head_dim multiply-adds. Scratch: at most 150 KiB a worker for head_dim up to 128.
+/// Work: batch * heads * queries * keys * head_dim multiply-adds. Scratch: at most 128 KiB a worker for head_dim up to
+/// 128.
 template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+requires std::same_as<KV, Value<Q>>
 void received_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                         const TensorView<Compute<Value<Q>>, 2>& received, const Scores<Value<Q>>& options = {},
                         Run run = {}) {
   ReceivedAttention<Value<Q>>::forward({.query = query, .keys = keys, .scores = &options}, out.lse, received, run);
 }
 
-/// How far softmax(scale query fresh.key^T) fresh.value is from the same with `old`: the mean of the squares, or their root.
+/// How far softmax(scale query fresh.key^T) fresh.value is from the same with `old`: the mean of the squares, or their
+/// root.
 ///
 /// Content alone: no mask, no positions. Sums of squares in double, in the order of the elements.
 /// \param query (batch, heads, queries, head_dim)
@@ -236,7 +247,8 @@ double attention_reconstruction_loss(TensorView<Q, 4> query, const Reconstructio
   return AttentionReconstructionLoss<Value<Q>>::forward(query, of, run);
 }
 
-/// The mean of the squares of decoded - old over all elements, or the root of their sum; in double, in the order of elements.
+/// The mean of the squares of decoded - old over all elements, or the root of their sum; in double, in the order of
+/// elements.
 ///
 /// \param old, decoded (batch, heads, rows, width)
 /// \throws ContractError on shapes that disagree
@@ -252,4 +264,4 @@ double auto_encoding_loss(TensorView<X, 4> old, In<X> decoded, LossNorm norm = L
 }
 
 }  // namespace LONGVIEW_BUILD
-}  // namespace longview
+}  // namespace longview::inline v0

@@ -13,9 +13,9 @@ namespace longview::inline v0 {
 template <Storage T>
 struct LinformerOptions {
   Projection<T> key_projection{};
-  Projection<T> value_projection{};                ///< absent: the keys' serves both
-  TensorView<const std::uint8_t, 2> keep_keys{};   ///< (batch, keys); 0: the row counts as zeros
-  Scores<T> scores{};                              ///< over the slots: scale, softcap, sinks; key_lengths as keep_keys
+  Projection<T> value_projection{};               ///< absent: the keys' serves both
+  TensorView<const std::uint8_t, 2> keep_keys{};  ///< (batch, keys); 0: the row counts as zeros
+  Scores<T> scores{};                             ///< over the slots: scale, softcap, sinks; key_lengths as keep_keys
 };
 
 inline namespace LONGVIEW_BUILD {
@@ -29,7 +29,8 @@ struct LinformerAttention {
     const Shapes slots = check(contract, call, options);
     if (!contract.accepted()) return;
 
-    const Scores<T> scores{.scale = options.scores.scale, .softcap = options.scores.softcap, .sinks = options.scores.sinks};
+    const Scores<T> scores{
+        .scale = options.scores.scale, .softcap = options.scores.softcap, .sinks = options.scores.sinks};
     detail::BandCall<T> over_slots = call;
     over_slots.scores = &scores, over_slots.positions = slots.key[2];
     over_slots.keys = {TensorView<const T, 4>(nullptr, slots.key), TensorView<const T, 4>(nullptr, slots.value)};
@@ -45,7 +46,8 @@ struct LinformerAttention {
 
     detail::ByteCount shared;
     if (tasks > 0) shared.add(count_of(slots.key), sizeof(T)).add(count_of(slots.value), sizeof(T));
-    const detail::Scratch scratch(contract, shared, largest(attention.scratch(), key_work.scratch(), value_work.scratch()),
+    const detail::Scratch scratch(contract, shared,
+                                  largest(attention.scratch(), key_work.scratch(), value_work.scratch()),
                                   tasks == 0 ? 0 : at_most(both < tasks ? tasks : both));
     if (!scratch || tasks == 0) return;
     detail::Carver carver(scratch.shared());
@@ -108,13 +110,14 @@ struct LinformerAttention {
     return slots;
   }
   static Shape<4> check_side(detail::Contract& contract, const Projection<T>& projection,
-                             const detail::ProjectionNames& names, const TensorView<const T, 4>& input, const char* source) {
+                             const detail::ProjectionNames& names, const TensorView<const T, 4>& input,
+                             const char* source) {
     const Shape<4> slots = detail::check_projection(contract, projection, names, input.shape(), source);
     if (!contract.ok()) return {};
     if (projection.convolution) contract.equal(names.convolution, "dim out", slots[3], input.extent(3), source);
     Index count = 1, bytes = 0;
-    bool fits = detail::multiply(slots[0], slots[1], count);
-    for (const std::size_t axis : {2, 3}) fits = fits && detail::multiply(count, slots[axis], count);
+    const bool fits = detail::multiply(slots[0], slots[1], count) && detail::multiply(count, slots[2], count) &&
+                      detail::multiply(count, slots[3], count);
     if (!fits || !detail::multiply(count, static_cast<Index>(sizeof(T)), bytes))
       contract.fail(names.projection, "byte count of the projected rows overflows", true);
     return slots;
@@ -125,14 +128,15 @@ struct LinformerAttention {
 /// V = project(value); softcap and sinks as in Scores. The log-sum-exp is that over the slots.
 ///
 /// \param query (batch, heads, queries, head_dim)
-/// \param key   (batch, key heads, keys, head_dim), key heads dividing heads; keys that options leave out count as zeros
-/// \param value (batch, key heads, keys, value_dim)
-/// \param out   (batch, heads, queries, value_dim) and, if wanted, the log-sum-exp; written
-/// \throws ContractError on shapes that disagree, scores without meaning over slots, outputs that overlap anything;
+/// \param key   (batch, key heads, keys, head_dim), key heads dividing heads; keys that options leave out count as
+/// zeros \param value (batch, key heads, keys, value_dim) \param out   (batch, heads, queries, value_dim) and, if
+/// wanted, the log-sum-exp; written \throws ContractError on shapes that disagree, scores without meaning over slots,
+/// outputs that overlap anything;
 ///         SizeError on overflow
 ///
-/// Work: batch * slots * (key heads * keys + heads * queries) * (head_dim + value_dim) multiply-adds for matrices. Scratch:
-/// batch * key heads * slots * (head_dim + value_dim) elements, and at most 256 KiB a worker for dimensions up to 128.
+/// Work: batch * slots * (key heads * keys + heads * queries) * (head_dim + value_dim) multiply-adds for matrices.
+/// Scratch: batch * key heads * slots * (head_dim + value_dim) elements, and at most 256 KiB a worker for dimensions up
+/// to 128.
 template <Element Q>
 void linformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<Value<Q>>& out,
                          const LinformerOptions<Value<Q>>& options, Run run = {}) {

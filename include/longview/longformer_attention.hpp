@@ -164,11 +164,14 @@ struct LongformerAttention {
     const Index sets = tokens.offsets.empty() ? (batch > 0 ? 1 : 0) : batch;
     for (Index item = 0; contract.ok() && item < sets; ++item) {
       const auto set = set_of(tokens, item);
-      // Ascending sets, as token_sets makes them, need no search.
-      for (std::size_t at = 1; at < set.size(); ++at)
-        for (std::size_t before = set[at] > set[at - 1] ? at : 0; before < at; ++before)
+      Index highest = -1;
+      for (std::size_t at = 0; at < set.size(); ++at) {
+        // Ascending sets, as token_sets makes them, need no search.
+        for (std::size_t before = 0; set[at] <= highest && before < at; ++before)
           if (set[before] == set[at])
             return contract.fail(name, "global index " + std::to_string(set[at]) + " given twice");
+        if (set[at] > highest) highest = set[at];
+      }
     }
   }
 };

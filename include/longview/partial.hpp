@@ -2,8 +2,8 @@
 /// \file
 /// Attention to parts of the keys, and the merge of such partial results: split keys, rings, machines.
 ///
-/// Sources: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, arXiv:1805.02867; Dao et al.,
-/// "FlashAttention", 2022, section 3.1, arXiv:2205.14135; Liu et al., "Ring Attention", 2023, arXiv:2310.01889.
+/// Sources: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018, section 3, arXiv:1805.02867; Dao et
+/// al., "FlashAttention", 2022, section 3.1, arXiv:2205.14135; Liu et al., "Ring Attention", 2023, arXiv:2310.01889.
 #pragma once
 
 #include "longview/detail/scratch.hpp"
@@ -41,7 +41,7 @@ class MergeWork {
     auto* const parts = carver.take<kernel::MergePart<T>>(count);
     task.sources = carver.take<kernel::MergeSource<T>>(count);
     for (Index p = 0; p < count; ++p) {
-      const auto &from = parts_[static_cast<std::size_t>(p)].out;
+      const auto& from = parts_[static_cast<std::size_t>(p)].out;
       const auto& own_lse = parts_[static_cast<std::size_t>(p)].lse;
       parts[p] = {at(from, item, head, first), at(own_lse, item, head, first), from.stride(2), from.stride(3),
                   own_lse.stride(2)};
@@ -110,18 +110,18 @@ struct Merge {
 
 /// whole = softmax over the union of the parts' keys: lse = log sum_p e^lse_p, out = sum_p e^(lse_p - lse) out_p.
 ///
-/// A part whose lse is -inf is empty and adds exactly nothing, whatever its rows hold: merging it with x gives x, bit for bit.
-/// All empty, or no parts: 0 and -inf. A sink belongs to one part. Sums run in the order of the parts; exponentials are those
-/// of the instruction set in use.
-/// \param parts (batch, heads, queries, value_dim) with their log-sum-exp (batch, heads, queries), as attention writes them
-/// \param whole likewise, the log-sum-exp if wanted; written
-/// \throws ContractError on shapes that disagree, a part without lse, outputs that overlap anything; SizeError on overflow
+/// A part whose lse is -inf is empty and adds exactly nothing, whatever its rows hold: merging it with x gives x, bit
+/// for bit. All empty, or no parts: 0 and -inf. A sink belongs to one part. Sums run in the order of the parts;
+/// exponentials are those of the instruction set in use. \param parts (batch, heads, queries, value_dim) with their
+/// log-sum-exp (batch, heads, queries), as attention writes them \param whole likewise, the log-sum-exp if wanted;
+/// written \throws ContractError on shapes that disagree, a part without lse, outputs that overlap anything; SizeError
+/// on overflow
 ///
-/// Work: parts * batch * heads * queries * value_dim multiply-adds, every row read once. Scratch: at most 192 bytes a worker
-/// and part.
+/// Work: parts * batch * heads * queries * value_dim multiply-adds, every row read once. Scratch: at most 192 bytes a
+/// worker and part.
 template <Storage T>
 void merge(std::span<const Output<const std::type_identity_t<T>>> parts, const Output<T>& whole, Run run = {}) {
   Merge<T>::forward(parts, whole, run);
 }
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD

@@ -2,8 +2,9 @@
 /// \file
 /// Rows to fewer rows, along the length: matrix, pooling, strided convolution.
 ///
-/// Sources: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, section 4, arXiv:2006.04768 (matrices
-/// and pooling); Rae et al., "Compressive Transformers", 2019, section 3.1, arXiv:1911.05507 (kernel = stride = rate).
+/// Sources: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, section 4, arXiv:2006.04768
+/// (matrices and pooling); Rae et al., "Compressive Transformers", 2019, section 3.1, arXiv:1911.05507 (kernel = stride
+/// = rate).
 #pragma once
 
 #include "longview/detail/projection_task.hpp"
@@ -14,12 +15,12 @@ namespace longview::inline v0 {
 /// Exactly one of the first five. Pooling and convolution drop a tail of rows shorter than the rate.
 template <Storage T>
 struct Projection {
-  TensorView<const T, 3> matrix{};             ///< (heads or 1, slots, length)
-  Index mean_pool = 0, max_pool = 0;           ///< the rate: kernel and stride
-  TensorView<const T, 3> convolution{};        ///< (dim out, dim in, rate), one for all heads
-  Index most_used = 0;                         ///< the rate; compressive memory only
-  TensorView<const T, 2> slot_bias{};          ///< (heads or 1, slots), added after projecting
-  TensorView<const T, 2> channel_bias{};       ///< (heads or 1, dim out), likewise
+  TensorView<const T, 3> matrix{};        ///< (heads or 1, slots, length)
+  Index mean_pool = 0, max_pool = 0;      ///< the rate: kernel and stride
+  TensorView<const T, 3> convolution{};   ///< (dim out, dim in, rate), one for all heads
+  Index most_used = 0;                    ///< the rate; compressive memory only
+  TensorView<const T, 2> slot_bias{};     ///< (heads or 1, slots), added after projecting
+  TensorView<const T, 2> channel_bias{};  ///< (heads or 1, dim out), likewise
 };
 
 inline namespace LONGVIEW_BUILD {
@@ -29,9 +30,11 @@ namespace detail {
 struct ProjectionNames {
   const char *projection, *matrix, *mean_pool, *max_pool, *convolution, *most_used, *slot_bias, *channel_bias;
 };
-#define LONGVIEW_PROJECTION_NAMES(of)                                                                                  \
-  {of,           of ".matrix",    of ".mean_pool", of ".max_pool", of ".convolution", of ".most_used", of ".slot_bias", \
-   of ".channel_bias"}
+#define LONGVIEW_PROJECTION_NAMES(of)                                                                       \
+  {                                                                                                         \
+    of, of ".matrix", of ".mean_pool", of ".max_pool", of ".convolution", of ".most_used", of ".slot_bias", \
+        of ".channel_bias"                                                                                  \
+  }
 inline constexpr ProjectionNames projection_names = LONGVIEW_PROJECTION_NAMES("projection");
 inline constexpr ProjectionNames key_projection_names = LONGVIEW_PROJECTION_NAMES("options.key_projection");
 inline constexpr ProjectionNames value_projection_names = LONGVIEW_PROJECTION_NAMES("options.value_projection");
@@ -72,18 +75,20 @@ void check_bias(Contract& contract, const char* name, const TensorView<const T, 
 
 /// Checks all but the biases; `source` is what the projection is applied to.
 template <typename T>
-void check_kind(Contract& contract, const Projection<T>& projection, const ProjectionNames& names, const Shape<4>& input,
-                const char* source) {
+void check_kind(Contract& contract, const Projection<T>& projection, const ProjectionNames& names,
+                const Shape<4>& input, const char* source) {
   const Index kinds = kinds_of(projection);
   if (kinds != 1)
     contract.fail(names.projection, "exactly one of matrix, mean_pool, max_pool, convolution (got " +
                                         std::to_string(kinds) + ", expected 1)");
-  contract.require(projection.most_used == 0, names.most_used, "has no meaning outside a compressive memory, which counts uses");
+  contract.require(projection.most_used == 0, names.most_used,
+                   "has no meaning outside a compressive memory, which counts uses");
   if (projection.mean_pool != 0) contract.at_least(names.mean_pool, "rate", projection.mean_pool, 1);
   if (projection.max_pool != 0) contract.at_least(names.max_pool, "rate", projection.max_pool, 1);
   if (projection.matrix) {
     contract.input(names.matrix, projection.matrix);
-    if (projection.matrix.extent(0) != 1) contract.equal(names.matrix, "heads", projection.matrix.extent(0), input[1], source);
+    if (projection.matrix.extent(0) != 1)
+      contract.equal(names.matrix, "heads", projection.matrix.extent(0), input[1], source);
     contract.equal(names.matrix, "length", projection.matrix.extent(2), input[2], source);
   }
   if (projection.convolution) {
@@ -140,12 +145,13 @@ struct ProjectRows {
   }
 };
 
-/// out[b,h,s] = sum_j matrix[h,s,j] input[b,h,j], or the mean, the maximum or the convolution sum_a W[:,:,a] input[b,h,rate s+a]
-/// of each group of `rate` rows, plus slot_bias[h,s] + channel_bias[h].
+/// out[b,h,s] = sum_j matrix[h,s,j] input[b,h,j], or for groups of `rate` rows their mean, their maximum or
+/// sum_a convolution[:,:,a] input[b,h,rate s + a]; plus slot_bias[h,s] + channel_bias[h].
 ///
 /// \param input (batch, heads, length, dim)
 /// \param out   (batch, heads, slots, dim out), written; slots are length / rate rounded down unless a matrix says so
-/// \throws ContractError on shapes that disagree, no kind or several, outputs that overlap anything; SizeError on overflow
+/// \throws ContractError on shapes that disagree, no kind or several, outputs that overlap anything; SizeError on
+/// overflow
 ///
 /// Work: batch * heads * slots * length * dim multiply-adds for a matrix, batch * heads * length * dim * dim out for a
 /// convolution. Scratch: at most 200 KiB a worker.
@@ -157,8 +163,9 @@ void project(TensorView<X, 4> input, const TensorView<Value<X>, 4>& out, const P
 
 /// Independent normal elements of variance 1 / slots: the fixed projection of Linformer's theorem 2.
 ///
-/// `matrix`: (heads, slots, length), any strides. The values depend on seed, heads and slots alone, not on the platform or
-/// the compiler: formed in double, rounded to T at the end. A shorter matrix holds the first columns of a longer one.
+/// `matrix`: (heads, slots, length), any strides. The values depend on seed, heads and slots alone, not on the platform
+/// or the compiler: formed in double, rounded to T at the end. A shorter matrix holds the first columns of a longer
+/// one.
 /// \throws ContractError or SizeError on a shape without meaning
 template <Storage T>
 void random_projection(TensorView<T, 3> matrix, std::uint64_t seed) {

@@ -120,9 +120,9 @@ void draw_orthogonal(TensorView<T, 2> projection, std::uint64_t seed, RandomFeat
 /// `projection`: (rows, head_dim), any strides. ContractError where an extent is below 1 or elements overlap, SizeError
 /// where byte counts do not fit. The values depend on seed, kind and head_dim alone, not on platform, compiler or flags
 /// (but for those that make every quotient or root an approximation, -mlow-precision-div): formed in double, rounded to
-/// T at the end. Fewer rows are the first ones of more. Work: 60 to 130 ns per element, and for the orthogonal kinds
-/// about 3 rows head_dim min(rows, head_dim) operations. Scratch of these, from the heap: (head_dim + 1)
-/// (min(rows, head_dim) + 1) doubles. On i386 they set the x87 precision while they run.
+/// T at the end. Fewer rows are the first ones of more. Work: a normal number per element, two if `orthogonal`, and for
+/// the orthogonal kinds about 3 rows head_dim min(rows, head_dim) operations. Scratch of these, from the heap:
+/// (head_dim + 1) (min(rows, head_dim) + 1) doubles. On i386 they set the x87 precision while they run.
 template <Storage T>
 void random_features(TensorView<T, 2> projection, std::uint64_t seed, RandomFeatures kind = {}) {
   const Run run;

@@ -49,4 +49,4 @@ class Array {
   Index size_ = 0, capacity_ = 0;
 };
 
-}  // namespace longview
+}  // namespace longview::inline v0::storage

@@ -24,7 +24,8 @@ struct BandCall {
   Index positions = 0;  // of all keys: 0 ... positions - 1
 
   Index key_heads() const { return keys[0].key.extent(1); }
-  Index heads_per_key_head() const { return query.extent(1) / key_heads(); }
+  /// 1 in a call without heads.
+  Index heads_per_key_head() const { return query.extent(1) > 0 ? query.extent(1) / key_heads() : 1; }
   const Window& window_of(Index head) const {
     return head_windows.empty() ? window : head_windows[static_cast<std::size_t>(head)];
   }
@@ -59,8 +60,11 @@ class BandPattern {
   /// `may_fold`: blocks may hold rows of several heads that share keys.
   explicit BandPattern(const BandCall<T>& call, bool may_fold = true) : call_(call), may_fold_(may_fold) {}
 
-  /// Not where each head has a window of its own or rows are strided by a dilation.
-  bool folds_heads() const { return may_fold_ && call_.head_windows.empty() && call_.window.dilation == 1; }
+  /// Where queries are fewer than lanes. Not where each head has a window of its own or rows are strided by a dilation.
+  bool folds_heads() const {
+    return may_fold_ && call_.query.extent(2) < kernel::most_lanes && call_.head_windows.empty() &&
+           call_.window.dilation == 1;
+  }
   Index heads_per_group() const { return folds_heads() ? call_.heads_per_key_head() : 1; }
 
   Index items() const { return call_.query.extent(0); }
@@ -128,6 +132,16 @@ class BandPattern {
     return segment;
   }
 
+  void add_key_mask(Index item, Index column, Index step, kernel::KeySegment<T>& segment) const {
+    const auto &mask = call_.scores->keep_mask;
+    const auto& tokens = call_.keep_tokens;
+    const bool by_mask = mask && call_.keep_mask_is_by_key();
+    if (!tokens && !by_mask) return;
+    const Index stride = by_mask ? repeated(mask.extent(3), mask.stride(3)) : repeated(tokens.extent(1), tokens.stride(1));
+    segment.keep = (by_mask ? row_of(mask, item, 0, 0) : row_of(tokens, item)) + column * stride;
+    segment.keep_row = step * stride;
+  }
+
  private:
   // Farther apart than any two positions, only the query itself is left; that is also where the number of classes may end.
   Index dilation(Index group) const {
@@ -142,15 +156,6 @@ class BandPattern {
       if (length < keys) keys = length > 0 ? length : 0;
     }
     return keys;
-  }
-  void add_key_mask(Index item, Index column, Index step, kernel::KeySegment<T>& segment) const {
-    const auto &mask = call_.scores->keep_mask;
-    const auto& tokens = call_.keep_tokens;
-    const bool by_mask = mask && call_.keep_mask_is_by_key();
-    if (!tokens && !by_mask) return;
-    const Index stride = by_mask ? repeated(mask.extent(3), mask.stride(3)) : repeated(tokens.extent(1), tokens.stride(1));
-    segment.keep = (by_mask ? row_of(mask, item, 0, 0) : row_of(tokens, item)) + column * stride;
-    segment.keep_row = step * stride;
   }
   const BandCall<T>& call_;
   const bool may_fold_;

@@ -140,26 +140,28 @@ class Contract {
       fail(argument, std::string(what) + " (got " + std::to_string(got) + ", expected " + std::to_string(expected) +
                          (*source != '\0' ? " from " : "") + source + ")");
   }
-  void at_least(const char* argument, const char* what, Index got, Index least) {
+  template <typename Name>
+  void at_least(const Name& argument, const char* what, Index got, Index least) {
     if (got < least)
       fail(argument, std::string(what) + (*what != '\0' ? " " : "") + "must be >= " + std::to_string(least) + " (got " +
                          std::to_string(got) + ")");
   }
-  template <typename Number>
-  void size(const std::string& argument, std::span<Number> span, Index expected, const char* source) {
+  // Names are made strings of only where something is wrong: a valid call allocates nothing.
+  template <typename Name, typename Number>
+  void size(const Name& argument, std::span<Number> span, Index expected, const char* source) {
     if (static_cast<Index>(span.size()) != expected)
       fail(argument, "size (got " + std::to_string(span.size()) + ", expected " + std::to_string(expected) + " from " +
                          source + ")");
   }
   /// Every extent is the expected one or 1.
-  template <typename T, std::size_t Rank>
-  void broadcasts(const std::string& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+  template <typename Name, typename T, std::size_t Rank>
+  void broadcasts(const Name& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
     for (std::size_t axis = 0; axis < Rank; ++axis)
       if (view.extent(axis) != expected[axis] && view.extent(axis) != 1)
         fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
   }
-  template <typename T, std::size_t Rank>
-  void shape(const std::string& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+  template <typename Name, typename T, std::size_t Rank>
+  void shape(const Name& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
     if (view.shape() != expected)
       fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
   }

@@ -62,6 +62,7 @@ class LongformerRows : public BandPattern<T> {
       globals = this->band_segment(call_.keys[0], place.item, key_head, 0, 1);
       globals.rows = lists_.of(place.item), globals.count = count;
       if (call_.scores->causal) globals.after = 0;
+      this->add_key_mask(place.item, 0, 1, globals);
     }
     const int band = task.segment_count;
     BandPattern<T>::segments(place, task);

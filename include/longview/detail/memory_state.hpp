@@ -99,7 +99,8 @@ class MemoryPush {
     const Index kept = state_.compressed.length();
     if (contract_.run().rehearsal() == nullptr) {
       reserve(total, kept + slots_);
-      copy(state_.memory.all(state_.shape).slice(2, state_.memory.first, held), state_.next_memory.all(state_.shape), 0);
+      copy(state_.memory.all(state_.shape).slice(2, state_.memory.first, held), state_.next_memory.all(state_.shape),
+           0);
       copy(segment_, state_.next_memory.all(state_.shape), held);
       copy_use(held, total);
       if (slots_ > 0)
@@ -121,7 +122,8 @@ class MemoryPush {
       contract_.fail("compression", "exactly one of mean_pool, max_pool, convolution, most_used (got " +
                                         std::to_string(kinds) + ", expected 1)");
     contract_.require(!compression_.matrix, "compression.matrix", "has no rate, and rows arrive one after another");
-    contract_.require(!compression_.slot_bias, "compression.slot_bias", "has no meaning where slots arrive one after another");
+    contract_.require(!compression_.slot_bias, "compression.slot_bias",
+                      "has no meaning where slots arrive one after another");
     if (!contract_.ok()) return;
     check_rate();
     check_size();
@@ -140,16 +142,18 @@ class MemoryPush {
       contract_.fail("compression", "rate must not exceed the memory length (got " + std::to_string(rate_) +
                                         ", expected at most " + std::to_string(state_.lengths.memory) + ")");
     if (of.most_used != 0)
-      contract_.require(!of.channel_bias, "compression.channel_bias", "has no meaning for rows that are kept as they are");
+      contract_.require(!of.channel_bias, "compression.channel_bias",
+                        "has no meaning for rows that are kept as they are");
     check_bias(contract_, "compression.channel_bias", of.channel_bias, state_.shape[1], width);
   }
   /// Of both queues after the push.
   void check_size() {
     const Shape<3>& shape = state_.shape;
     Index rows = 0, width = 0, bytes = 0;
-    const bool fits = add(state_.memory.length(), state_.compressed.length(), rows) && add(rows, segment_.extent(2), rows) &&
-                      multiply(shape[2], static_cast<Index>(sizeof(double)), width) && multiply(shape[0], width, bytes) &&
-                      multiply(bytes, shape[1], bytes) && multiply(bytes, rows, bytes);
+    const bool fits =
+        add(state_.memory.length(), state_.compressed.length(), rows) && add(rows, segment_.extent(2), rows) &&
+        multiply(shape[2], static_cast<Index>(sizeof(double)), width) && multiply(shape[0], width, bytes) &&
+        multiply(bytes, shape[1], bytes) && multiply(bytes, rows, bytes);
     if (!fits) contract_.fail("segment", "byte count of the memory overflows", true);
   }
 
@@ -168,8 +172,8 @@ class MemoryPush {
     for (Index b = 0; b < from.extent(0); ++b)
       for (Index h = 0; h < from.extent(1); ++h)
         for (Index r = 0; r < rows; ++r)
-          copy_row(from.data_handle() + b * from.stride(0) + h * from.stride(1) + r * from.stride(2), from.stride(3), width,
-                   to.data_handle() + b * to.stride(0) + h * to.stride(1) + (first + r) * to.stride(2));
+          copy_row(from.data_handle() + b * from.stride(0) + h * from.stride(1) + r * from.stride(2), from.stride(3),
+                   width, to.data_handle() + b * to.stride(0) + h * to.stride(1) + (first + r) * to.stride(2));
   }
   static void copy_row(const T* from, Index step, Index width, T* to) {
     if (step == 1)
@@ -190,8 +194,9 @@ class MemoryPush {
     const bool rehearses = contract_.run().rehearsal() != nullptr;
     const TensorView<T, 4> from = rehearses ? TensorView<T, 4>(nullptr, {shape[0], shape[1], evicted_, shape[2]})
                                             : state_.next_memory.all(shape).slice(2, 0, evicted_);
-    const TensorView<T, 4> to = rehearses || slots_ == 0 ? TensorView<T, 4>(nullptr, {shape[0], shape[1], slots_, shape[2]})
-                                                         : state_.next_compressed.all(shape).slice(2, kept, slots_);
+    const TensorView<T, 4> to = rehearses || slots_ == 0
+                                    ? TensorView<T, 4>(nullptr, {shape[0], shape[1], slots_, shape[2]})
+                                    : state_.next_compressed.all(shape).slice(2, kept, slots_);
     if (compression_.most_used != 0) return keep_most_used(from, to, total);
     project(TensorView<const T, 4>(from), to, compression_, contract_.run());
     return !rehearses;
@@ -205,9 +210,8 @@ class MemoryPush {
     for (Index b = 0; b < state_.shape[0]; ++b) {
       const double* const use = state_.next_use.data() + b * total;
       for (Index r = 0; r < evicted_; ++r) rows[r] = r;
-      sort(rows, evicted_, [use](Index a, Index other) {
-        return use[a] > use[other] || (!(use[other] > use[a]) && a < other);
-      });
+      sort(rows, evicted_,
+           [use](Index a, Index other) { return use[a] > use[other] || (!(use[other] > use[a]) && a < other); });
       sort(rows, slots_);
       for (Index h = 0; h < state_.shape[1]; ++h)
         for (Index s = 0; s < slots_; ++s)
@@ -251,10 +255,11 @@ void record_use(storage::MemoryState<T>& state, const TensorView<const Compute<T
   for (Index b = 0; b < state.shape[0]; ++b)
     for (Index r = 0; r < held; ++r) {
       const auto share = received.data_handle()[b * received.stride(0) + (compressed + r) * received.stride(1)];
-      if (is_finite(share)) state.use.data()[b * state.memory.rows + state.memory.first + r] += static_cast<double>(share);
+      if (is_finite(share))
+        state.use.data()[b * state.memory.rows + state.memory.first + r] += static_cast<double>(share);
     }
 }
 
 }  // namespace detail
 }  // namespace LONGVIEW_BUILD
-}  // namespace longview
+}  // namespace longview::inline v0

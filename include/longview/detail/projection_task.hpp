@@ -13,11 +13,11 @@ struct ProjectionCall {
   TensorView<const T, 4> input;
   TensorView<T, 4> out;
   kernel::ProjectionKind kind = kernel::ProjectionKind::product;
-  TensorView<const T, 3> matrix{}, convolution{};            // of products, one of them
-  Index rate = 1;                                            // of all others
+  TensorView<const T, 3> matrix{}, convolution{};  // of products, one of them
+  Index rate = 1;                                  // of all others
   TensorView<const T, 2> slot_bias{}, channel_bias{};
-  TensorView<const std::uint8_t, 2> keep{};                  // (batch, length); 0: the row counts as zeros
-  std::span<const Index> lengths{};                          // (batch); rows from there on likewise
+  TensorView<const std::uint8_t, 2> keep{};  // (batch, length); 0: the row counts as zeros
+  std::span<const Index> lengths{};          // (batch); rows from there on likewise
 };
 
 /// A projection cut into tasks: blocks of slots and of channels of one (batch, head).
@@ -25,10 +25,11 @@ template <typename T>
 class ProjectionWork {
  public:
   ProjectionWork(const ProjectionCall<T>& call, Index workers) : kernels_(kernel::kernels<T>()), call_(call) {
-    const Index heads = call.out.extent(0) * call.out.extent(1), slots = call.out.extent(2), channels = call.out.extent(3);
+    const Index heads = call.out.extent(0) * call.out.extent(1), slots = call.out.extent(2),
+                channels = call.out.extent(3);
     if (heads == 0 || slots == 0 || channels == 0) return;
-    // Every worker gets a few tasks. A convolution packs its weights for each block of slots, a matrix the input for each
-    // block of slots and itself is read again for each block of channels.
+    // Every worker gets a few tasks. A convolution packs its weights for each block of slots, a matrix the input for
+    // each block of slots and itself is read again for each block of channels.
     const Index wanted = workers > 1 ? (4 * workers + heads - 1) / heads : 1;
     const Index register_columns = kernels_.block_rows, most_columns = 512 / static_cast<Index>(sizeof(T));
     if (call.convolution) {
@@ -52,8 +53,9 @@ class ProjectionWork {
   void run(Index number, std::byte* scratch) const {
     const Index column_block = number % column_blocks(), in_column = number / column_blocks();
     const Index row_block = in_column % row_blocks(), head = in_column / row_blocks();
-    kernels_.project(task(head / call_.out.extent(1), head % call_.out.extent(1), row_block * rows_, column_block * columns_),
-                     Carver(scratch).take<T>(0));
+    kernels_.project(
+        task(head / call_.out.extent(1), head % call_.out.extent(1), row_block * rows_, column_block * columns_),
+        Carver(scratch).take<T>(0));
   }
 
  private:
@@ -68,8 +70,8 @@ class ProjectionWork {
   Index column_blocks() const { return (call_.out.extent(3) + columns_ - 1) / columns_; }
 
   kernel::ProjectionTask<T> task(Index item, Index head, Index first_row, Index first_column) const {
-    const auto &input = call_.input;
-    const auto &out = call_.out;
+    const auto& input = call_.input;
+    const auto& out = call_.out;
     const Index rows_left = out.extent(2) - first_row, columns_left = out.extent(3) - first_column;
     kernel::ProjectionTask<T> task;
     task.kind = call_.kind;
@@ -103,14 +105,15 @@ class ProjectionWork {
   void set_matrix(Index head, Index first_row, const T* from, kernel::ProjectionTask<T>& task) const {
     const auto& matrix = call_.matrix;
     task.terms = task.length;
-    task.scalar = matrix.data_handle() + head * repeated(matrix.extent(0), matrix.stride(0)) + first_row * matrix.stride(1);
+    task.scalar =
+        matrix.data_handle() + head * repeated(matrix.extent(0), matrix.stride(0)) + first_row * matrix.stride(1);
     task.scalar_row = matrix.stride(1), task.scalar_term = matrix.stride(2);
     task.vector = from, task.vector_term = call_.input.stride(2), task.vector_column = call_.input.stride(3);
     task.input_term = 1;
   }
 
-  /// Slot r stands for the `rate` rows of the input from r * rate on. Convolution: these are the scalars, the weights the
-  /// vectors. Pooling: they are the vectors.
+  /// Slot r stands for the `rate` rows of the input from r * rate on. Convolution: these are the scalars, the weights
+  /// the vectors. Pooling: they are the vectors.
   void set_windows(Index first_row, Index first_column, const T* from, kernel::ProjectionTask<T>& task) const {
     const Index rate = call_.rate, row = call_.input.stride(2), channel = call_.input.stride(3);
     from += first_row * rate * row;
@@ -121,7 +124,8 @@ class ProjectionWork {
       task.groups = rate, task.terms = weights.extent(1), task.input_group = 1;
       task.scalar = from, task.scalar_row = rate * row, task.scalar_group = row, task.scalar_term = channel;
       task.vector = weights.data_handle() + first_column * weights.stride(0);
-      task.vector_group = weights.stride(2), task.vector_term = weights.stride(1), task.vector_column = weights.stride(0);
+      task.vector_group = weights.stride(2), task.vector_term = weights.stride(1),
+      task.vector_column = weights.stride(0);
     } else {
       task.terms = rate, task.input_term = 1;
       task.vector = from + first_column * channel;

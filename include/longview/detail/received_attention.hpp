@@ -65,9 +65,10 @@ class ReceivedWork {
   void fill_lse(Index item, const RowSet& rows, Index row, Index count, T* lse) const {
     for (Index lane = 0; lane < width_; ++lane) {
       const Index at = row + lane;
-      lse[lane] = lane < count ? lse_.data_handle()[item * lse_.stride(0) + (rows.head + at / rows.count) * lse_.stride(1) +
-                                                    (rows.first + at % rows.count) * lse_.stride(2)]
-                               : static_cast<T>(__builtin_inf());
+      lse[lane] = lane < count
+                      ? lse_.data_handle()[item * lse_.stride(0) + (rows.head + at / rows.count) * lse_.stride(1) +
+                                           (rows.first + at % rows.count) * lse_.stride(2)]
+                      : static_cast<T>(__builtin_inf());
     }
   }
   void finish(Index item, const kernel::ReceivedTask<T>& task) const {
@@ -90,4 +91,4 @@ class ReceivedWork {
   Index stretch_;
 };
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::detail

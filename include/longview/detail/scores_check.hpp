@@ -4,6 +4,8 @@
 #pragma once
 
 #include <bit>
+#include <cstdio>
+#include <limits>
 
 #include "longview/detail/band_pattern.hpp"
 
@@ -14,10 +16,15 @@ LONGVIEW_INLINE bool is_finite(double x) {
   return (std::bit_cast<std::uint64_t>(x) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
 }
 
+inline constexpr Index most_channels = Index{1} << (sizeof(Index) == 8 ? 40 : 20);
+
 template <typename T>
 void check_rows(Contract& contract, const TensorView<const T, 4>& query, const Output<T>& out, Index value_dim) {
   contract.input("query", query);
   contract.at_least("query", "head_dim", query.extent(3), 1);
+  // So that the sizes of scratch cannot wrap before they are checked.
+  for (const Index dim : {query.extent(3), value_dim})
+    if (dim > most_channels) contract.fail("run", "workspace byte count overflows", true);
   contract.output("out", out.out);
   contract.shape("out", out.out, Shape<4>{query.extent(0), query.extent(1), query.extent(2), value_dim});
   if (out.lse) {
@@ -81,18 +88,30 @@ void check_tensors(Contract& contract, BandCall<T>& call) {
   check_segments(contract, call);
 }
 
+/// The name of a field in messages.
+struct FieldName {
+  const char *prefix, *field;
+  operator std::string() const { return std::string(prefix) + field; }
+};
+
 /// Checks what is said about scores; `prefix` is where the aggregate stands, "options." or "options.scores.".
 template <typename T>
 void check_scores(Contract& contract, const BandCall<T>& call, const char* prefix, bool position_matters,
                   bool default_is_bottom_right) {
   const Scores<T>& scores = *call.scores;
-  const auto name = [&](const char* field) { return std::string(prefix) + field; };
+  const auto name = [&](const char* field) { return FieldName{prefix, field}; };
   const Index batch = call.query.extent(0), heads = call.query.extent(1), queries = call.query.extent(2);
   Index columns = 0;
   for (std::size_t s = 0; s < call.keys.size(); ++s) columns += call.keys[s].key.extent(2);
   if (scores.scale && !is_finite(*scores.scale)) contract.fail(name("scale"), "must be finite");
-  if (scores.softcap && !(is_finite(*scores.softcap) && *scores.softcap > 0))
-    contract.fail(name("softcap"), "must be finite and > 0 (got " + std::to_string(*scores.softcap) + ")");
+  if (scores.softcap) {
+    const double least = (std::numeric_limits<T>::min)(), most = (std::numeric_limits<T>::max)();
+    if (!is_finite(*scores.softcap) || *scores.softcap < least || *scores.softcap > most) {
+      char text[80];
+      std::snprintf(text, sizeof text, "must be a positive number of the element type (got %g)", *scores.softcap);
+      contract.fail(name("softcap"), text);
+    }
+  }
   if (!default_is_bottom_right && !scores.alignment && position_matters && queries != call.positions)
     contract.fail(name("alignment"), "must be named when lengths differ (got " + std::to_string(queries) + " queries, " +
                                          std::to_string(call.positions) + " keys)");
@@ -105,7 +124,7 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
     contract.size(name("key_lengths"), scores.key_lengths, batch, "batch");
     for (std::size_t item = 0; contract.ok() && item < scores.key_lengths.size(); ++item)
       if (scores.key_lengths[item] < 0 || scores.key_lengths[item] > call.positions)
-        contract.fail(name("key_lengths") + "[" + std::to_string(item) + "]",
+        contract.fail(std::string(name("key_lengths")) + "[" + std::to_string(item) + "]",
                       "out of range (got " + std::to_string(scores.key_lengths[item]) + ", expected 0 to " +
                           std::to_string(call.positions) + ")");
   }
@@ -121,17 +140,26 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   if (!scores.sinks.empty()) contract.size(name("sinks"), scores.sinks, heads, "query");
 }
 
-inline void check_window(Contract& contract, const std::string& name, const Window& window) {
-  contract.at_least((name + ".before").c_str(), "", window.before, 0);
-  contract.at_least((name + ".after").c_str(), "", window.after, 0);
-  contract.at_least((name + ".dilation").c_str(), "", window.dilation, 1);
+/// A field of the window of all heads, or of one.
+struct WindowFieldName {
+  Index head;  // -1: all
+  const char* field;
+  operator std::string() const {
+    return head < 0 ? std::string("options.window.") + field
+                    : "options.head_windows[" + std::to_string(head) + "]." + field;
+  }
+};
+inline void check_window(Contract& contract, Index head, const Window& window) {
+  contract.at_least(WindowFieldName{head, "before"}, "", window.before, 0);
+  contract.at_least(WindowFieldName{head, "after"}, "", window.after, 0);
+  contract.at_least(WindowFieldName{head, "dilation"}, "", window.dilation, 1);
 }
 inline void check_windows(Contract& contract, const Window& window, std::span<const Window> head_windows, Index heads) {
-  check_window(contract, "options.window", window);
+  check_window(contract, -1, window);
   if (head_windows.empty()) return;
   contract.size("options.head_windows", head_windows, heads, "query");
   for (std::size_t head = 0; contract.ok() && head < head_windows.size(); ++head)
-    check_window(contract, "options.head_windows[" + std::to_string(head) + "]", head_windows[head]);
+    check_window(contract, static_cast<Index>(head), head_windows[head]);
 }
 
 }  // namespace longview

@@ -26,14 +26,14 @@ struct MergeSource {
 template <typename T>
 struct MergeTask {
   const MergePart<T>* parts;
-  MergeSource<T>* sources;                     // scratch, one for each part
-  T* weights;                                  // likewise, (parts, lanes), aligned to vectors
+  MergeSource<T>* sources;  // scratch, one for each part
+  T* weights;               // likewise, (parts, lanes), aligned to vectors
   Index part_count, rows, channels;
-  T *out, *lse;                                // lse null: not wanted
+  T *out, *lse;  // lse null: not wanted
   Index out_row, out_channel, lse_row;
 };
 
 /// Most lanes of one vector.
 inline constexpr Index most_merge_lanes = 16;
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel

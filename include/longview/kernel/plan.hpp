@@ -100,10 +100,11 @@ template <typename T>
 constexpr Index block_scratch(const AttentionShape<T>& shape, Index width) {
   return ((shape.relative ? 2 : 1) * shape.head_dim + 2 * padded_channels(shape.value_dim) + 5) * width;
 }
-/// And once for all blocks of a task: a tile of scores, a tile of masks, and a band of the relative term.
+/// And once for all blocks of a task: a tile of scores, of masks and of the bias, and a band of the relative term.
 template <typename T>
 constexpr Index tile_scratch(const AttentionShape<T>& shape, Index width) {
-  return (2 * (keys_per_tile + 8) + (shape.relative ? keys_per_tile + width + 8 : 0)) * width;
+  const Index rows = keys_per_tile + 8;
+  return ((shape.has_bias ? 3 : 2) * rows + (shape.relative ? rows + width : 0)) * width;
 }
 
 }  // namespace longview

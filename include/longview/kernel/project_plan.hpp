@@ -13,8 +13,10 @@ enum class ProjectionKind { product, mean, maximum };
 
 /// A block of rows r and columns c of one projected head.
 ///
-/// product: out[r][c] = sum over g, i of scalar(r, g, i) * vector(g, i, c), one chain of fused multiply-adds in this order;
-/// mean and maximum: of vector(r, i, c) over i. Then the biases are added. Term (r, g, i) stands for row r * input_row + g * input_group + i * input_term of the input. Rows from `length` on, or with a zero in `keep`, count as zeros and are not read.
+/// product: out[r][c] = sum over g, i of scalar(r, g, i) * vector(g, i, c), one chain of fused multiply-adds in this
+/// order; mean and maximum: of vector(r, i, c) over i. Then the biases are added. Term (r, g, i) stands for row
+/// r * input_row + g * input_group + i * input_term of the input. Rows from `length` on, or with a zero in `keep`,
+/// count as zeros and are not read.
 template <typename T>
 struct ProjectionTask {
   ProjectionKind kind = ProjectionKind::product;

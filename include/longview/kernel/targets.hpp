@@ -27,9 +27,12 @@ namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 namespace portable {
 #define LONGVIEW_VECTOR_BYTES 16
 #include "longview/kernel/simd_portable.inc"
+#include "longview/kernel/numbers.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
+#include "longview/kernel/tiles.inc"
+#include "longview/kernel/scores.inc"
 #include "longview/kernel/attend.inc"
 #include "longview/kernel/merge.inc"
 #include "longview/kernel/received.inc"
@@ -44,9 +47,12 @@ namespace baseline {
 #define LONGVIEW_VECTOR_BYTES 16
 #define LONGVIEW_TARGET_FMA 0
 #include "longview/kernel/simd.inc"
+#include "longview/kernel/numbers.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
+#include "longview/kernel/tiles.inc"
+#include "longview/kernel/scores.inc"
 #include "longview/kernel/attend.inc"
 #include "longview/kernel/merge.inc"
 #include "longview/kernel/received.inc"
@@ -69,9 +75,12 @@ namespace avx2 {
 #define LONGVIEW_VECTOR_BYTES 32
 #define LONGVIEW_TARGET_FMA 1
 #include "longview/kernel/simd.inc"
+#include "longview/kernel/numbers.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
+#include "longview/kernel/tiles.inc"
+#include "longview/kernel/scores.inc"
 #include "longview/kernel/attend.inc"
 #include "longview/kernel/merge.inc"
 #include "longview/kernel/received.inc"
@@ -99,9 +108,12 @@ namespace avx512 {
 #define LONGVIEW_VECTOR_BYTES 64
 #define LONGVIEW_TARGET_FMA 1
 #include "longview/kernel/simd.inc"
+#include "longview/kernel/numbers.inc"
 #include "longview/kernel/exponential.inc"
 #include "longview/kernel/product.inc"
 #include "longview/kernel/transpose.inc"
+#include "longview/kernel/tiles.inc"
+#include "longview/kernel/scores.inc"
 #include "longview/kernel/attend.inc"
 #include "longview/kernel/merge.inc"
 #include "longview/kernel/received.inc"

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once for all tests that include test_support.hpp.
+#include <longview/kernel/targets.hpp>
+
+template longview::kernel::Kernels<float> longview::kernel::kernels<float>();
