@@ -47,7 +47,8 @@ class WindowAndGlobals final : public Attention {
   WindowAndGlobals(longview::Index reach, longview::Index globals) : reach_(reach), globals_(globals) {}
   void begin(const ByteTransformer&, longview::Index length, const ThreadPool&) override {
     tokens_.clear();
-    for (longview::Index at = 0; at < length; at += std::max<longview::Index>(1, length / globals_)) tokens_.push_back(at);
+    for (longview::Index at = 0; at < length; at += std::max<longview::Index>(1, length / globals_))
+      tokens_.push_back(at);
   }
   void attend(const AttentionInput& in, const ThreadPool& pool) override {
     run(pool, [&](longview::Run how) {
@@ -90,7 +91,8 @@ class RandomFeatureAttention final : public Attention {
   }
   void attend(const AttentionInput& in, const ThreadPool& pool) override {
     run(pool, [&](longview::Run how) {
-      longview::performer_attention(in.query, in.key, in.value, in.out, {.projection = longview::view(projection_)}, how);
+      longview::performer_attention(in.query, in.key, in.value, in.out, {.projection = longview::view(projection_)},
+                                    how);
     });
   }
 
@@ -115,7 +117,9 @@ class RelativeOperator : public Attention {
       multiply(rows, model.layers[layer].position, tables_[layer], pool);
   }
   /// (heads, distances, dim)
-  longview::TensorView<const float, 3> table(std::size_t layer) const { return heads_of(tables_[layer], heads_).select(0, 0); }
+  longview::TensorView<const float, 3> table(std::size_t layer) const {
+    return heads_of(tables_[layer], heads_).select(0, 0);
+  }
   std::size_t own_bytes() const override {
     std::size_t elements = 0;
     for (const Matrix& table : tables_) elements += static_cast<std::size_t>(table.size());

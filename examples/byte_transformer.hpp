@@ -43,7 +43,8 @@ struct TransformerSizes {
 
 inline ByteTransformer random_transformer(const TransformerSizes& sizes, unsigned seed) {
   if (sizes.width % sizes.heads != 0)
-    throw std::invalid_argument(std::to_string(sizes.heads) + " heads do not divide the width " + std::to_string(sizes.width));
+    throw std::invalid_argument(std::to_string(sizes.heads) + " heads do not divide the width " +
+                                std::to_string(sizes.width));
   std::mt19937 random(seed);
   const auto matrix = [&](longview::Index rows, longview::Index columns, float size) {
     std::normal_distribution<float> normal(0, size / std::sqrt(static_cast<float>(columns)));
@@ -89,15 +90,18 @@ inline ByteTransformer load_transformer(const std::filesystem::path& path, longv
   const safetensors::File file(path);
   const auto matrix = [&](const std::string& name, std::int64_t rows, std::int64_t columns) {
     const std::vector<float> elements = file.read<float>(name, {rows, columns});
-    return Matrix(Eigen::Map<const Matrix>(elements.data(), static_cast<Eigen::Index>(rows), static_cast<Eigen::Index>(columns)));
+    return Matrix(
+        Eigen::Map<const Matrix>(elements.data(), static_cast<Eigen::Index>(rows), static_cast<Eigen::Index>(columns)));
   };
   const auto extent = [&](const std::string& name, std::size_t axis) {
-    if (file.shape(name).size() != 2) file.fail(name, "shape " + safetensors::text_of(file.shape(name)) + ", expected a matrix");
+    if (file.shape(name).size() != 2)
+      file.fail(name, "shape " + safetensors::text_of(file.shape(name)) + ", expected a matrix");
     return file.shape(name)[axis];
   };
   const std::int64_t width = extent("embedding.weight", 1);
   if (width < 2 || width % 2 != 0 || width % heads != 0)
-    file.fail("embedding.weight", "width " + std::to_string(width) + ", expected an even multiple of the heads, " + std::to_string(heads));
+    file.fail("embedding.weight",
+              "width " + std::to_string(width) + ", expected an even multiple of the heads, " + std::to_string(heads));
   ByteTransformer model{heads, matrix("embedding.weight", 256, width), {}};
   for (std::size_t layer = 0; layer == 0 || file.contains("layers." + std::to_string(layer) + ".qkv.weight"); ++layer) {
     const std::int64_t inner = extent("layers." + std::to_string(layer) + ".up.weight", 0);
@@ -126,7 +130,7 @@ inline Matrix sinusoids(longview::Index distances, longview::Index width) {
 struct AttentionInput {
   std::size_t layer;
   const LayerWeights& weights;
-  const Matrix& rows;                                      ///< (rows, width), of which query, key and value are projections
+  const Matrix& rows;  ///< (rows, width), of which query, key and value are projections
   longview::TensorView<const float, 4> query, key, value;  ///< (1, heads, rows, dim)
   longview::TensorView<float, 4> out;
 };
@@ -209,7 +213,12 @@ class Encoder {
     const auto all = heads_of(qkv_, 3 * model_.heads);
     const auto part = [&](longview::Index which) { return all.slice(1, which * model_.heads, model_.heads); };
     const Clock::time_point start = Clock::now();
-    attention.attend({.layer = index, .weights = layer, .rows = normed_, .query = part(0), .key = part(1), .value = part(2),
+    attention.attend({.layer = index,
+                      .weights = layer,
+                      .rows = normed_,
+                      .query = part(0),
+                      .key = part(1),
+                      .value = part(2),
                       .out = longview::split_heads(longview::view(attended_), model_.heads)},
                      pool_);
     in_attention_ += Clock::now() - start;

@@ -1,4 +1,5 @@
-// Eight query heads on two heads of keys and values, and one set of keys for a whole batch: nothing is repeated in memory.
+// Eight query heads on two heads of keys and values, and one set of keys for a whole batch: nothing is repeated in
+// memory.
 #include <cmath>
 #include <cstdio>
 #include <vector>

@@ -1,5 +1,5 @@
-// Encoding one long document with every attention operator: what each costs at which length, and how far it is from full
-// attention.
+// Encoding one long document with every attention operator: what each costs at which length, and how far it is from
+// full attention.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -29,7 +29,7 @@ using longview::Index;
 struct Arguments {
   std::vector<std::filesystem::path> files;
   std::vector<Index> lengths{1024, 4096, 16384, 65536};
-  Index full_up_to = 16384;
+  double patience = 15;  ///< seconds for one document with full attention
   int threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 64U));
   std::filesystem::path checkpoint, save;
   Index heads = 2;
@@ -102,24 +102,43 @@ std::string text_of_bytes(std::size_t bytes) {
 }
 
 void print_header() {
-  std::printf("%7s  %-30s %14s %13s %13s %9s\n", "length", "attention", "time per token", "in attention", "extra memory", "error");
+  std::printf("%7s  %-30s %14s %13s %13s %9s\n", "length", "attention", "time per token", "in attention",
+              "extra memory", "error");
 }
 void print(const Measurement& row) {
   char error[16] = "-";
   if (row.error) std::snprintf(error, sizeof error, "%.4f", *row.error);
-  std::printf("%7td  %-30s %11.2f us %10.2f us %13s %9s\n", row.length, row.name.c_str(), row.microseconds, row.in_attention,
-              text_of_bytes(row.extra_bytes).c_str(), error);
+  std::printf("%7td  %-30s %11.2f us %10.2f us %13s %9s\n", row.length, row.name.c_str(), row.microseconds,
+              row.in_attention, text_of_bytes(row.extra_bytes).c_str(), error);
   std::fflush(stdout);
 }
 
+void print_skipped(const std::string& name, Index length, double seconds) {
+  std::printf("%7td  %-30s left out, it would take about %.0f s\n", length, name.c_str(), seconds);
+}
+
+/// Seconds that a document should take, where time grows with the square of the length.
+double predicted_seconds(const std::vector<Measurement>& rows, const std::string& name, Index length) {
+  double seconds = length <= 16384 ? 0 : std::numeric_limits<double>::infinity();
+  for (const Measurement& row : rows)
+    if (row.name == name)
+      seconds = 1e-6 * row.in_attention * static_cast<double>(length) * static_cast<double>(length) /
+                static_cast<double>(row.length);
+  return seconds;
+}
+
 /// All operators at one length.
-void measure_length(Encoder& encoder, std::span<const std::uint8_t> bytes, Index full_up_to, ProgressBar& progress,
+void measure_length(Encoder& encoder, std::span<const std::uint8_t> bytes, double patience, ProgressBar& progress,
                     std::vector<Measurement>& rows) {
   const auto length = static_cast<Index>(bytes.size());
   std::map<bool, Matrix> expected;  // by causal
   for (const Choice& one : choices()) {
     progress.step(one.name + " at " + std::to_string(length));
-    if (one.sees_everything && length > full_up_to) continue;
+    if (one.sees_everything && predicted_seconds(rows, one.name, length) > patience) {
+      progress.clear();
+      print_skipped(one.name, length, predicted_seconds(rows, one.name, length));
+      continue;
+    }
     const std::unique_ptr<Attention> attention = one.make();
     Measurement row{.name = one.name, .length = length, .exact = one.sees_everything, .causal = one.causal};
     Matrix encoded = measure(encoder, bytes, *attention, row);
@@ -133,8 +152,9 @@ void measure_length(Encoder& encoder, std::span<const std::uint8_t> bytes, Index
   }
 }
 
-/// Of the operators of one direction at one length: full attention if it takes at most twice the time of the fastest, else,
-/// among those within twice that time, the one whose error was smallest at the longest length where errors are known.
+/// Of the operators of one direction at one length: full attention if it takes at most twice the time of the fastest,
+/// else, among those within twice that time, the one whose error was smallest at the longest length where errors are
+/// known.
 std::string best_at(const std::vector<Measurement>& rows, Index length, bool causal) {
   double fastest = std::numeric_limits<double>::infinity();
   for (const Measurement& row : rows)
@@ -176,20 +196,24 @@ void run(const Arguments& arguments) {
   lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
 
   const ThreadPool pool(arguments.threads);
-  std::printf("document: %td bytes from %zu files\nmodel: %zu layers, width %td, %td heads, %s\nruns on: %td threads, %s\n\n",
-              size, document.files, model.layers.size(), model.width(), model.heads,
-              arguments.checkpoint.empty() ? "random weights" : arguments.checkpoint.string().c_str(), pool.concurrency(),
-              longview::name_of(longview::instruction_set()));
+  std::printf(
+      "document: %td bytes from %zu files\nmodel: %zu layers, width %td, %td heads, %s\nruns on: %td threads, %s\n\n",
+      size, document.files, model.layers.size(), model.width(), model.heads,
+      arguments.checkpoint.empty() ? "random weights" : arguments.checkpoint.string().c_str(), pool.concurrency(),
+      longview::name_of(longview::instruction_set()));
   print_header();
   Encoder encoder(model, pool, size);
   ProgressBar progress(static_cast<int>(lengths.size() * choices().size()));
   std::vector<Measurement> rows;
   for (const Index length : lengths)
-    measure_length(encoder, std::span(document.bytes).first(static_cast<std::size_t>(length)), arguments.full_up_to, progress, rows);
+    measure_length(encoder, std::span(document.bytes).first(static_cast<std::size_t>(length)), arguments.patience,
+                   progress, rows);
   progress.clear();
-  std::printf("\nextra memory: scratch, as a dry run reports it, and the operator's own tables and memories (counted)\n"
-              "error: of the encoding, root mean square relative to full attention; of the causal operators (relative, compressive\n"
-              "  memory) to relative attention over the whole past\n");
+  std::printf(
+      "\nextra memory: scratch, as a dry run reports it, and the operator's own tables and memories (counted)\n"
+      "error: of the encoding, root mean square relative to full attention; of the causal operators (relative, "
+      "compressive\n"
+      "  memory) to relative attention over the whole past\n");
   print_summary(rows, lengths);
 }
 
@@ -199,8 +223,10 @@ int main(int argc, char** argv) {
   Arguments arguments;
   CLI::App app("Encodes a long document of bytes with every attention operator.");
   app.add_option("FILE", arguments.files, "text; by default C++ headers of this machine");
-  app.add_option("--lengths", arguments.lengths, "in bytes")->delimiter(',')->check(CLI::Range(Index{1}, Index{1} << 40));
-  app.add_option("--full-up-to", arguments.full_up_to, "longest length for full attention, whose time is quadratic");
+  app.add_option("--lengths", arguments.lengths, "in bytes")
+      ->delimiter(',')
+      ->check(CLI::Range(Index{1}, Index{1} << 40));
+  app.add_option("--patience", arguments.patience, "seconds that full attention may take for one document");
   app.add_option("--threads", arguments.threads, "threads to run on")->check(CLI::Range(1, 1024));
   app.add_option("--checkpoint", arguments.checkpoint, "weights, as --save writes them; by default random ones");
   app.add_option("--save", arguments.save, "writes the weights to this safetensors file");

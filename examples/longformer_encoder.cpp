@@ -1,4 +1,5 @@
-// Running a Longformer checkpoint, exactly as transformers writes it, in C++: attention from longview, the rest from Eigen.
+// Running a Longformer checkpoint, exactly as transformers writes it, in C++: attention from longview, the rest from
+// Eigen.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>

@@ -61,7 +61,7 @@ class ConfigReader {
     config.max_position_embeddings = size("max_position_embeddings");
     config.type_vocab_size = size("type_vocab_size");
     config.num_attention_heads = size("num_attention_heads");
-    config.num_hidden_layers = size("num_hidden_layers");
+    config.num_hidden_layers = integer("num_hidden_layers", field("num_hidden_layers"), 1, 10000);
     if (config.hidden_size % config.num_attention_heads != 0)
       fail("hidden_size " + std::to_string(config.hidden_size) + " is no multiple of num_attention_heads " +
            std::to_string(config.num_attention_heads));
@@ -78,8 +78,9 @@ class ConfigReader {
   [[noreturn]] void fail(const std::string& what) const { throw Error(path_.string() + ": " + what); }
   [[noreturn]] void refuse(const std::string& name, const nlohmann::json& value, const std::string& expected) const {
     using Handler = nlohmann::json::error_handler_t;
-    const std::string given = value.is_structured() ? std::string("an ") + value.type_name() + " of " + std::to_string(value.size())
-                                                    : value.dump(-1, ' ', false, Handler::replace);
+    const std::string given = value.is_structured()
+                                  ? std::string("an ") + value.type_name() + " of " + std::to_string(value.size())
+                                  : value.dump(-1, ' ', false, Handler::replace);
     fail(name + " is " + given + ", expected " + expected);
   }
 
@@ -92,8 +93,8 @@ class ConfigReader {
     if (!required && !json_.contains(name)) return;
     if (field(name) != only) refuse(name, field(name), "\"" + only + "\"");
   }
-  Index integer(const std::string& name, const nlohmann::json& value, Index least) const {
-    constexpr Index most = std::numeric_limits<std::int32_t>::max();
+  Index integer(const std::string& name, const nlohmann::json& value, Index least,
+                Index most = std::numeric_limits<std::int32_t>::max()) const {
     if (!value.is_number_integer() || value < least || value > most)
       refuse(name, value, "an integer from " + std::to_string(least) + " to " + std::to_string(most));
     return value.get<Index>();
@@ -203,15 +204,19 @@ inline Inputs read_inputs(const std::filesystem::path& path) {
     }
     return bits;
   };
-  Inputs inputs{.batch = static_cast<Index>(shape[0]), .length = static_cast<Index>(shape[1]),
-                .ids = file.read<std::int64_t>("input_ids"), .attention_mask = mask("attention_mask"),
-                .global_attention_mask = mask("global_attention_mask"), .logit_positions = {},
+  Inputs inputs{.batch = static_cast<Index>(shape[0]),
+                .length = static_cast<Index>(shape[1]),
+                .ids = file.read<std::int64_t>("input_ids"),
+                .attention_mask = mask("attention_mask"),
+                .global_attention_mask = mask("global_attention_mask"),
+                .logit_positions = {},
                 .has_logit_positions = file.contains("logit_positions")};
   if (inputs.has_logit_positions) {
     inputs.logit_positions = file.read<std::int64_t>("logit_positions");
     for (const std::int64_t position : inputs.logit_positions)
       if (position < 0 || position >= inputs.length)
-        file.fail("logit_positions", "has " + std::to_string(position) + ", the length is " + std::to_string(inputs.length));
+        file.fail("logit_positions",
+                  "has " + std::to_string(position) + ", the length is " + std::to_string(inputs.length));
   }
   return inputs;
 }
@@ -243,9 +248,9 @@ class Model {
 
   Outputs forward(const Inputs& inputs, const ThreadPool& pool) const {
     std::vector<Index> storage;
-    const Masks masks{.keep = {inputs.attention_mask.data(), {inputs.batch, inputs.length}},
-                      .global = longview::token_sets(
-                          {inputs.global_attention_mask.data(), {inputs.batch, inputs.length}}, storage)};
+    const Masks masks{
+        .keep = {inputs.attention_mask.data(), {inputs.batch, inputs.length}},
+        .global = longview::token_sets({inputs.global_attention_mask.data(), {inputs.batch, inputs.length}}, storage)};
     Outputs outputs;
     outputs.hidden.push_back(embed(inputs, pool));
     for (std::size_t layer = 0; layer < layers_.size(); ++layer)
@@ -328,7 +333,9 @@ class Model {
     if (!masks.global.indices.empty()) {
       query_global = global_queries(layer, x, masks);
       key_global = layer.key_global(x, pool), value_global = layer.value_global(x, pool);
-      options.global = {.tokens = masks.global, .query = heads_of(query_global), .key = heads_of(key_global),
+      options.global = {.tokens = masks.global,
+                        .query = heads_of(query_global),
+                        .key = heads_of(key_global),
                         .value = heads_of(value_global)};
     }
     const Matrix query = layer.query(x, pool), key = layer.key(x, pool), value = layer.value(x, pool);
@@ -342,7 +349,8 @@ class Model {
     Matrix query = Matrix::Zero(x.rows(), x.cols());
     for (std::size_t item = 0; item + 1 < masks.global.offsets.size(); ++item)
       for (Index at = masks.global.offsets[item]; at < masks.global.offsets[item + 1]; ++at) {
-        const Index row = static_cast<Index>(item) * masks.keep.extent(1) + masks.global.indices[static_cast<std::size_t>(at)];
+        const Index row =
+            static_cast<Index>(item) * masks.keep.extent(1) + masks.global.indices[static_cast<std::size_t>(at)];
         query.row(row) = x.row(row) * layer.query_global.weight.transpose() + layer.query_global.bias;
       }
     return query;
@@ -364,8 +372,8 @@ class Model {
     Matrix rows(inputs.batch * chosen, hidden.cols());
     for (Index item = 0; item < inputs.batch; ++item)
       for (Index at = 0; at < chosen; ++at)
-        rows.row(item * chosen + at) = hidden.row(
-            item * inputs.length + static_cast<Index>(inputs.logit_positions[static_cast<std::size_t>(at)]));
+        rows.row(item * chosen + at) =
+            hidden.row(item * inputs.length + static_cast<Index>(inputs.logit_positions[static_cast<std::size_t>(at)]));
     return rows;
   }
 
@@ -382,7 +390,8 @@ class Model {
 inline void write_outputs(const std::filesystem::path& path, const Inputs& inputs, const Outputs& outputs) {
   std::vector<safetensors::FloatTensor> tensors;
   const auto add = [&](const std::string& name, const Matrix& matrix) {
-    tensors.push_back({name, {inputs.batch, matrix.rows() / inputs.batch, matrix.cols()},
+    tensors.push_back({name,
+                       {inputs.batch, matrix.rows() / inputs.batch, matrix.cols()},
                        {matrix.data(), static_cast<std::size_t>(matrix.size())}});
   };
   for (std::size_t layer = 0; layer < outputs.hidden.size(); ++layer)

@@ -95,7 +95,8 @@ class File {
     std::uint64_t header_bytes = 0;
     if (file_bytes < sizeof header_bytes) fail("too short for a header (" + std::to_string(file_bytes) + " bytes)");
     read_bytes(stream, &header_bytes, sizeof header_bytes, "header");
-    if (header_bytes > most_header_bytes) fail("header of " + std::to_string(header_bytes) + " bytes, at most 100000000");
+    if (header_bytes > most_header_bytes)
+      fail("header of " + std::to_string(header_bytes) + " bytes, at most 100000000");
     if (header_bytes > file_bytes - sizeof header_bytes)
       fail("header of " + std::to_string(header_bytes) + " bytes goes beyond the end of the file");
     std::string header(header_bytes, '\0');
@@ -118,21 +119,29 @@ class File {
 
   /// All elements, row-major. float and double come from F64, F32, F16 and BF16, std::int64_t from I64, I32 and U8.
   template <typename T>
-    requires std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, std::int64_t>
-  std::vector<T> read(const std::string& name) const {
+  requires std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, std::int64_t> std::vector<T> read(
+      const std::string& name)
+  const {
     const Entry& found = entry(name);
     const TypeName& type = description_of(found.type);
     if (type.floating != std::is_floating_point_v<T>)
       fail(name, std::string("dtype ") + type.name + ", expected " +
                      (type.floating ? "integers (I64, I32 or U8)" : "floating point (F32, F16, BF16 or F64)"));
     switch (found.type) {
-      case Type::f64: return converted<T, double>(name, found);
-      case Type::f32: return converted<T, float>(name, found);
-      case Type::f16: return converted<T, std::uint16_t>(name, found, from_float16);
-      case Type::bf16: return converted<T, std::uint16_t>(name, found, from_bfloat16);
-      case Type::i64: return converted<T, std::int64_t>(name, found);
-      case Type::i32: return converted<T, std::int32_t>(name, found);
-      case Type::u8: break;
+      case Type::f64:
+        return converted<T, double>(name, found);
+      case Type::f32:
+        return converted<T, float>(name, found);
+      case Type::f16:
+        return converted<T, std::uint16_t>(name, found, from_float16);
+      case Type::bf16:
+        return converted<T, std::uint16_t>(name, found, from_bfloat16);
+      case Type::i64:
+        return converted<T, std::int64_t>(name, found);
+      case Type::i32:
+        return converted<T, std::int32_t>(name, found);
+      case Type::u8:
+        break;
     }
     return converted<T, std::uint8_t>(name, found);
   }
@@ -222,14 +231,16 @@ class File {
     const Type type = read_type(name, value.at("dtype"));
     Extents shape = read_integers(name, "shape", value.at("shape"));
     const Extents offsets = read_integers(name, "data_offsets", value.at("data_offsets"));
-    if (offsets.size() != 2 || offsets[0] > offsets[1]) fail(name, "data_offsets " + text_of(offsets) + " are no range");
+    if (offsets.size() != 2 || offsets[0] > offsets[1])
+      fail(name, "data_offsets " + text_of(offsets) + " are no range");
     const std::size_t width = description_of(type).bytes;
     const auto count = element_count(shape);
-    if (!count || *count > std::numeric_limits<std::uint64_t>::max() / width) fail(name, "shape " + text_of(shape) + " is too large");
+    if (!count || *count > std::numeric_limits<std::uint64_t>::max() / width)
+      fail(name, "shape " + text_of(shape) + " is too large");
     const auto bytes = static_cast<std::uint64_t>(offsets[1] - offsets[0]);
     if (bytes != *count * width)
-      fail(name, "shape " + text_of(shape) + " of " + description_of(type).name + " takes " + std::to_string(*count * width) +
-                     " bytes, data_offsets give " + std::to_string(bytes));
+      fail(name, "shape " + text_of(shape) + " of " + description_of(type).name + " takes " +
+                     std::to_string(*count * width) + " bytes, data_offsets give " + std::to_string(bytes));
     return {type, std::move(shape), static_cast<std::uint64_t>(offsets[0]), static_cast<std::uint64_t>(offsets[1])};
   }
 
@@ -246,7 +257,8 @@ class File {
     Extents integers;
     for (const auto& item : value) {
       constexpr std::uint64_t most = std::numeric_limits<std::int64_t>::max();
-      if (!item.is_number_unsigned() || item.get<std::uint64_t>() > most) fail(name, field + " has something else than sizes");
+      if (!item.is_number_unsigned() || item.get<std::uint64_t>() > most)
+        fail(name, field + " has something else than sizes");
       integers.push_back(item.get<std::int64_t>());
     }
     return integers;

@@ -12,7 +12,8 @@
 class ThreadPool {
  public:
   explicit ThreadPool(longview::Index threads) {
-    for (longview::Index worker = 1; worker < threads; ++worker) threads_.emplace_back([this, worker] { serve(worker); });
+    for (longview::Index worker = 1; worker < threads; ++worker)
+      threads_.emplace_back([this, worker] { serve(worker); });
   }
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -36,7 +36,8 @@ Matrix forward(const Weights& weights, const Matrix& x) {
 /// Stands for a checkpoint.
 Matrix example_matrix(Eigen::Index rows, Eigen::Index columns, float frequency) {
   return Matrix::NullaryExpr(rows, columns, [=](Eigen::Index row, Eigen::Index column) {
-    return std::sin(frequency * static_cast<float>((row * 31 + column * 17) * (row + column) % 1009)) / std::sqrt(static_cast<float>(rows));
+    return std::sin(frequency * static_cast<float>((row * 31 + column * 17) * (row + column) % 1009)) /
+           std::sqrt(static_cast<float>(rows));
   });
 }
 

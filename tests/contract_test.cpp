@@ -27,6 +27,7 @@ class Contract : public ::testing::Test {
   static constexpr Sizes sizes{2, 6, 3, 8, 8, 4, 5};
   using Tensor = TensorView<float, 4>;
 
+  std::vector<float> memory_ = std::vector<float>(8192, 1.5F);
   Tensor query{memory_.data(), sizes.query()}, key{memory_.data() + 1000, sizes.key()},
       value{memory_.data() + 2000, sizes.value()}, out{memory_.data() + 3000, sizes.out()};
   TensorView<float, 3> lse{memory_.data() + 4000, sizes.lse()};
@@ -48,8 +49,6 @@ class Contract : public ::testing::Test {
     return text.substr(name.size());
   }
   static std::string option(const char* name) { return std::string(Operator::scores) + name; }
-
-  std::vector<float> memory_ = std::vector<float>(8192, 1.5F);
 };
 
 struct Name {

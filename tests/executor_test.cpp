@@ -19,7 +19,6 @@ namespace {
 
 using longview::Index;
 using longview::Parallel;
-using longview::Run;
 using longview::Sequential;
 using longview::TaskBody;
 using test::Answer;
@@ -37,8 +36,8 @@ class ExecutorLaws : public ::testing::Test {
     Random random(1);
     return Problem<float>(Sizes{2, 4, 2, length, length, 9, 10}, random);
   }
-  static Answer<float> answer_of(const Problem<float>& of, Run how = {}) { return test::answer<Operator, float>(of, {}, how); }
-  static void expect_same(const Problem<float>& of, const Answer<float>& expected, Run how, const std::string& what) {
+  static Answer<float> answer_of(const Problem<float>& of, longview::Run how = {}) { return test::answer<Operator, float>(of, {}, how); }
+  static void expect_same(const Problem<float>& of, const Answer<float>& expected, longview::Run how, const std::string& what) {
     EXPECT_TRUE(test::same_answer(of.sizes, expected, answer_of(of, how))) << what;
   }
 };
@@ -125,7 +124,7 @@ TYPED_TEST(ExecutorLaws, T04_ManyCallersShareInputs) {
       for (int turn = 0; turn < 3; ++turn)
         TypeParam::run(problem.query_view(), problem.key_view(), problem.value_view(),
                        answers[caller].output(problem.sizes), {},
-                       caller % 2 == 0 ? Run() : Run(test::Threads{2}));
+                       caller % 2 == 0 ? longview::Run() : longview::Run(test::Threads{2}));
     });
   for (std::thread& caller : callers) caller.join();
   for (const auto& got : answers) EXPECT_TRUE(test::same_answer(problem.sizes, expected, got));
@@ -259,11 +258,11 @@ TYPED_TEST(ExecutorLaws, T07_SmallStacks) {
 #endif
 
 TEST(Executor, RunsCountTheSameWhateverTheirType) {
-  EXPECT_EQ(Run().concurrency(), 1);
-  EXPECT_EQ(Run(Sequential{}).concurrency(), 1);
-  EXPECT_EQ(Run(test::Threads{5}).concurrency(), 5);
+  EXPECT_EQ(longview::Run().concurrency(), 1);
+  EXPECT_EQ(longview::Run(Sequential{}).concurrency(), 1);
+  EXPECT_EQ(longview::Run(test::Threads{5}).concurrency(), 5);
   const Parallel parallel{3, [](Index, TaskBody) {}};
-  EXPECT_EQ(Run(parallel).concurrency(), 3);
+  EXPECT_EQ(longview::Run(parallel).concurrency(), 3);
 }
 
 TEST(Executor, SequentialRunsEachBodyOnceInOrder) {

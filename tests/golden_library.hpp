@@ -16,6 +16,7 @@
 
 #include "golden_case.hpp"
 #include "golden_layout.hpp"
+#include "kernels/kernels.hpp"
 
 namespace golden {
 

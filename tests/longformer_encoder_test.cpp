@@ -23,7 +23,9 @@ using longformer::Outputs;
 
 const std::filesystem::path golden = std::filesystem::path(LONGVIEW_GOLDEN_DIR) / "longformer_tiny";
 
-std::filesystem::path expected_file(int length) { return golden / ("expected_n" + std::to_string(length) + ".safetensors"); }
+std::filesystem::path expected_file(int length) {
+  return golden / ("expected_n" + std::to_string(length) + ".safetensors");
+}
 
 /// Within 1e-5 of the largest element, from the file or from a run in double of the same.
 void expect_equal(const safetensors::File& file, const std::string& name, std::span<const float> got) {
@@ -38,7 +40,9 @@ void expect_equal(const safetensors::File& file, const std::string& name, std::s
   EXPECT_LE(difference, 1e-5 * largest) << name;
 }
 
-std::span<const float> elements_of(const Matrix& matrix) { return {matrix.data(), static_cast<std::size_t>(matrix.size())}; }
+std::span<const float> elements_of(const Matrix& matrix) {
+  return {matrix.data(), static_cast<std::size_t>(matrix.size())};
+}
 
 class LongformerTiny : public ::testing::TestWithParam<int> {};
 
@@ -158,10 +162,12 @@ TEST_F(LongformerCheckpoint, MissingAndMisshapenTensorsAreNamed) {
             "model.safetensors: tensor 'longformer.encoder.layer.1.attention.self.key_global.bias': missing");
   auto other = weights;
   other["lm_head.dense.weight"].shape = {24, 96};
-  EXPECT_EQ(error_of_loading(other), "model.safetensors: tensor 'lm_head.dense.weight': shape [24, 96], expected [48, 48]");
+  EXPECT_EQ(error_of_loading(other),
+            "model.safetensors: tensor 'lm_head.dense.weight': shape [24, 96], expected [48, 48]");
   config_["intermediate_size"] = 192;
   EXPECT_EQ(error_of_loading(weights),
-            "model.safetensors: tensor 'longformer.encoder.layer.0.intermediate.dense.weight': shape [96, 48], expected [192, 48]");
+            "model.safetensors: tensor 'longformer.encoder.layer.0.intermediate.dense.weight': shape [96, 48], "
+            "expected [192, 48]");
   config_["intermediate_size"] = 96;
   config_["tie_word_embeddings"] = false;
   EXPECT_EQ(error_of_loading(weights), "model.safetensors: tensor 'lm_head.decoder.weight': missing");
@@ -186,18 +192,23 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         BadConfig{"OtherModel", "model_type", R"("bert")", R"(model_type is "bert", expected "longformer")"},
         BadConfig{"NoModel", "model_type", "", "no model_type"},
-        BadConfig{"Relu", "hidden_act", R"("relu")",
-                  R"(hidden_act is "relu", expected gelu, gelu_python, gelu_new, gelu_fast, gelu_accurate or gelu_pytorch_tanh)"},
+        BadConfig{
+            "Relu", "hidden_act", R"("relu")",
+            R"(hidden_act is "relu", expected gelu, gelu_python, gelu_new, gelu_fast, gelu_accurate or gelu_pytorch_tanh)"},
         BadConfig{"RelativePositions", "position_embedding_type", R"("relative_key")",
                   R"(position_embedding_type is "relative_key", expected "absolute")"},
+        BadConfig{"Layers", "num_hidden_layers", "10001",
+                  "num_hidden_layers is 10001, expected an integer from 1 to 10000"},
         BadConfig{"NoSize", "hidden_size", "", "no hidden_size"},
         BadConfig{"ZeroSize", "vocab_size", "0", "vocab_size is 0, expected an integer from 1 to 2147483647"},
         BadConfig{"HugeSize", "vocab_size", "18446744073709551615",
                   "vocab_size is 18446744073709551615, expected an integer from 1 to 2147483647"},
-        BadConfig{"FractionalSize", "hidden_size", "48.5", "hidden_size is 48.5, expected an integer from 1 to 2147483647"},
+        BadConfig{"FractionalSize", "hidden_size", "48.5",
+                  "hidden_size is 48.5, expected an integer from 1 to 2147483647"},
         BadConfig{"Heads", "num_attention_heads", "5", "hidden_size 48 is no multiple of num_attention_heads 5"},
         BadConfig{"Padding", "pad_token_id", "261", "pad_token_id is not below vocab_size"},
-        BadConfig{"NoPadding", "pad_token_id", "null", "pad_token_id is null, expected an integer from 0 to 2147483647"},
+        BadConfig{"NoPadding", "pad_token_id", "null",
+                  "pad_token_id is null, expected an integer from 0 to 2147483647"},
         BadConfig{"OddWindow", "attention_window", "[8,7]", "attention_window is 7, expected even numbers"},
         BadConfig{"WindowCount", "attention_window", "[8]",
                   "attention_window is an array of 1, expected one number, or one for each of 2 layers"},
@@ -229,10 +240,14 @@ TEST_F(LongformerCheckpoint, InputsOutOfRangeAreRefused) {
   EXPECT_THROW(model.forward(inputs, pool), longformer::Error);
   inputs.ids[3] = -1;
   EXPECT_THROW(model.forward(inputs, pool), longformer::Error);
-  Inputs long_inputs{.batch = 1, .length = 599, .ids = std::vector<std::int64_t>(599, 5),
+  Inputs long_inputs{.batch = 1,
+                     .length = 599,
+                     .ids = std::vector<std::int64_t>(599, 5),
                      .attention_mask = std::vector<std::uint8_t>(599, 1),
-                     .global_attention_mask = std::vector<std::uint8_t>(599, 0), .logit_positions = {}};
-  EXPECT_THROW(model.forward(long_inputs, pool), longformer::Error);  // 600 positions, of which pad_token_id + 1 are unused
+                     .global_attention_mask = std::vector<std::uint8_t>(599, 0),
+                     .logit_positions = {}};
+  EXPECT_THROW(model.forward(long_inputs, pool),
+               longformer::Error);  // 600 positions, of which pad_token_id + 1 are unused
   long_inputs.ids[0] = 1;
   EXPECT_NO_THROW(model.forward(long_inputs, pool));
 }

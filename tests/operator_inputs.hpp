@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/kernels.hpp"
 #include "reference/precision.hpp"
 
 namespace inputs {

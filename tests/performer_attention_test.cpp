@@ -263,7 +263,8 @@ TEST_P(Performer, D01_D02_F03_StreamsAreBitwiseOneCall) {
   for (const Case& c : bitwise_cases(true)) {
     Data<float> data(c);
     const std::vector<float> whole = data.run();
-    for (const std::vector<Index>& steps : std::vector<std::vector<Index>>{{1}, {7}, {48}, {50, 1, 3}, {100, 2}, {13, 29, 1, 1}})
+    const std::vector<std::vector<Index>> chunkings{{1}, {7}, {48}, {50, 1, 3}, {100, 2}, {13, 29, 1, 1}};
+    for (const std::vector<Index>& steps : chunkings)
       EXPECT_TRUE(same_bits(streamed(data, steps, steps.size() > 1), whole)) << c << " steps " << steps[0];
     Data<double> wide(c);
     const std::vector<double> all = wide.run();
@@ -602,7 +603,8 @@ TEST(PerformerContract, ErrorTexts) {
           LONGVIEW_CHANGE { out = {query.data_handle(), out.shape()}; });
   refused("performer_attention: out: elements overlap (stride 0 on dim 2)", plain,
           LONGVIEW_CHANGE { out = {out.data_handle(), out.shape(), {1000, 100, 0, 1}}; });
-  refused("performer_attention: value: null data for 530 elements", plain, LONGVIEW_CHANGE { value = {nullptr, value.shape()}; });
+  refused("performer_attention: value: null data for 530 elements", plain,
+          LONGVIEW_CHANGE { value = {nullptr, value.shape()}; });
   refused("performer_attention: options.input_scale: must be finite", plain, LONGVIEW_CHANGE { options.input_scale = nan; });
   refused("performer_attention: options.epsilon: must be >= 0 (got -1.000000)", plain,
           LONGVIEW_CHANGE { options.epsilon = -1; });

@@ -33,7 +33,8 @@ class Safetensors : public ::testing::Test {
   ~Safetensors() override { std::filesystem::remove(path_); }
 
   void write_bytes(const std::string& bytes) const {
-    std::ofstream(path_, std::ios::binary | std::ios::trunc).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(path_, std::ios::binary | std::ios::trunc)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   }
   std::string read_bytes() const {
     std::ifstream stream(path_, std::ios::binary);
@@ -73,7 +74,8 @@ class Safetensors : public ::testing::Test {
 
 TEST_F(Safetensors, ReadsWhatItWrote) {
   const std::vector<float> a{1.5F, -2, std::numeric_limits<float>::infinity(), 0, 5, 6}, b{-0.0F};
-  safetensors::write(path_, std::vector<safetensors::FloatTensor>{{"b", {}, b}, {"a", {2, 3}, a}, {"none", {0, 4}, {}}});
+  safetensors::write(path_,
+                     std::vector<safetensors::FloatTensor>{{"b", {}, b}, {"a", {2, 3}, a}, {"none", {0, 4}, {}}});
   const File file(path_);
   EXPECT_EQ(file.names(), (std::vector<std::string>{"a", "b", "none"}));
   EXPECT_EQ(file.shape("a"), (Extents{2, 3}));
@@ -130,16 +132,18 @@ TEST_F(Safetensors, ConvertsBfloat16AndFloat64) {
              R"("d":{"dtype":"F64","shape":[2],"data_offsets":[8,24]}})",
              bytes_of(bits) + bytes_of(doubles));
   const File file(path_);
-  EXPECT_EQ(file.read<float>("b"), (std::vector<float>{1, -3.140625F, 0x1p-133F, -std::numeric_limits<float>::infinity()}));
+  EXPECT_EQ(file.read<float>("b"),
+            (std::vector<float>{1, -3.140625F, 0x1p-133F, -std::numeric_limits<float>::infinity()}));
   EXPECT_EQ(file.read<double>("d"), doubles);
   EXPECT_EQ(file.read<float>("d"), (std::vector<float>{0.5F, 1e-3F}));
 }
 
 TEST_F(Safetensors, ConvertsIntegers) {
-  write_file(R"({"i":{"dtype":"I32","shape":[2],"data_offsets":[0,8]},"u":{"dtype":"U8","shape":[1,3],"data_offsets":[8,11]},)"
-             R"("l":{"dtype":"I64","shape":[1],"data_offsets":[11,19]}}   )",
-             bytes_of(std::vector<std::int32_t>{-7, 7}) + bytes_of(std::vector<std::uint8_t>{0, 1, 255}) +
-                 bytes_of(std::vector<std::int64_t>{-(1LL << 40)}));
+  write_file(
+      R"({"i":{"dtype":"I32","shape":[2],"data_offsets":[0,8]},"u":{"dtype":"U8","shape":[1,3],"data_offsets":[8,11]},)"
+      R"("l":{"dtype":"I64","shape":[1],"data_offsets":[11,19]}}   )",
+      bytes_of(std::vector<std::int32_t>{-7, 7}) + bytes_of(std::vector<std::uint8_t>{0, 1, 255}) +
+          bytes_of(std::vector<std::int64_t>{-(1LL << 40)}));
   const File file(path_);
   EXPECT_EQ(file.read<std::int64_t>("i"), (std::vector<std::int64_t>{-7, 7}));
   EXPECT_EQ(file.read<std::int64_t>("u", {1, 3}), (std::vector<std::int64_t>{0, 1, 255}));
@@ -147,15 +151,17 @@ TEST_F(Safetensors, ConvertsIntegers) {
 }
 
 TEST_F(Safetensors, RequestsAreChecked) {
-  write_file(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"n":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
-             std::string(5, '\0'));
+  write_file(
+      R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"n":{"dtype":"U8","shape":[1],"data_offsets":[4,5]}})",
+      std::string(5, '\0'));
   const File file(path_);
   EXPECT_EQ(error_of([&] { file.read<float>("b"); }), "tensor 'b': missing");
   EXPECT_EQ(error_of([&] { file.shape("b"); }), "tensor 'b': missing");
   EXPECT_EQ(error_of([&] { file.read<float>("a", {1, 2}); }), "tensor 'a': shape [1], expected [1, 2]");
   EXPECT_EQ(error_of([&] { file.read<float>("n"); }),
             "tensor 'n': dtype U8, expected floating point (F32, F16, BF16 or F64)");
-  EXPECT_EQ(error_of([&] { file.read<std::int64_t>("a"); }), "tensor 'a': dtype F32, expected integers (I64, I32 or U8)");
+  EXPECT_EQ(error_of([&] { file.read<std::int64_t>("a"); }),
+            "tensor 'a': dtype F32, expected integers (I64, I32 or U8)");
   std::filesystem::resize_file(path_, std::filesystem::file_size(path_) - 5);
   EXPECT_EQ(error_of([&] { file.read<float>("a"); }), "tensor 'a': cannot be read");
 }
@@ -204,8 +210,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadHeader{"Empty", "", "header does not begin with {"},
         BadHeader{"Space", " {}", "header does not begin with {"},
         BadHeader{"ByteOrderMark", "\xEF\xBB\xBF{}", "header does not begin with {"},
-        BadHeader{"NoJson", "{]", "header is not JSON: "},
-        BadHeader{"CutOff", R"({"t":)", "header is not JSON: "},
+        BadHeader{"NoJson", "{]", "header is not JSON: "}, BadHeader{"CutOff", R"({"t":)", "header is not JSON: "},
         BadHeader{"Trailing", "{}x", "header is not JSON: "},
         BadHeader{"BadUtf8", "{\"\xFF\":1}", "header is not JSON: "},
         BadHeader{"Deep", "{\"t\":" + std::string(100'000, '['), "header is nested too deeply"},
@@ -217,28 +222,36 @@ INSTANTIATE_TEST_SUITE_P(
         BadHeader{"NoDtype", entry(R"("shape":[2],"data_offsets":[0,8])"), "tensor 't': no dtype"},
         BadHeader{"NoShape", entry(R"("dtype":"F32","data_offsets":[0,8])"), "tensor 't': no shape"},
         BadHeader{"NoOffsets", entry(R"("dtype":"F32","shape":[2])"), "tensor 't': no data_offsets"},
-        BadHeader{"MoreFields", entry(R"("dtype":"F32","shape":[2],"data_offsets":[0,8],"x":0)"), "tensor 't': fields besides"},
-        BadHeader{"DtypeNoString", entry(R"("dtype":4,"shape":[2],"data_offsets":[0,8])"), "tensor 't': dtype is not a string"},
+        BadHeader{"MoreFields", entry(R"("dtype":"F32","shape":[2],"data_offsets":[0,8],"x":0)"),
+                  "tensor 't': fields besides"},
+        BadHeader{"DtypeNoString", entry(R"("dtype":4,"shape":[2],"data_offsets":[0,8])"),
+                  "tensor 't': dtype is not a string"},
         BadHeader{"UnknownDtype", entry(R"("dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8])"),
                   "tensor 't': unknown dtype 'F8_E4M3'"},
-        BadHeader{"LowerCaseDtype", entry(R"("dtype":"f32","shape":[2],"data_offsets":[0,8])"), "tensor 't': unknown dtype 'f32'"},
+        BadHeader{"LowerCaseDtype", entry(R"("dtype":"f32","shape":[2],"data_offsets":[0,8])"),
+                  "tensor 't': unknown dtype 'f32'"},
         BadHeader{"ShapeNoArray", ranged("2", "[0,8]"), "tensor 't': shape is not an array"},
         BadHeader{"NegativeExtent", ranged("[-2]", "[0,8]"), "tensor 't': shape has something else than sizes"},
         BadHeader{"FractionalExtent", ranged("[2.0]", "[0,8]"), "tensor 't': shape has something else than sizes"},
-        BadHeader{"HugeExtent", ranged("[18446744073709551615]", "[0,8]"), "tensor 't': shape has something else than sizes"},
+        BadHeader{"HugeExtent", ranged("[18446744073709551615]", "[0,8]"),
+                  "tensor 't': shape has something else than sizes"},
         BadHeader{"CountOverflows", ranged("[4294967296,4294967296]", "[0,8]"),
                   "tensor 't': shape [4294967296, 4294967296] is too large"},
-        BadHeader{"BytesOverflow", ranged("[4611686018427387904]", "[0,8]"), "tensor 't': shape [4611686018427387904] is too large"},
+        BadHeader{"BytesOverflow", ranged("[4611686018427387904]", "[0,8]"),
+                  "tensor 't': shape [4611686018427387904] is too large"},
         BadHeader{"OneOffset", ranged("[2]", "[0]"), "tensor 't': data_offsets [0] are no range"},
         BadHeader{"ThreeOffsets", ranged("[2]", "[0,8,8]"), "tensor 't': data_offsets [0, 8, 8] are no range"},
         BadHeader{"Backwards", ranged("[2]", "[8,0]"), "tensor 't': data_offsets [8, 0] are no range"},
         BadHeader{"NegativeOffset", ranged("[2]", "[-8,0]"), "tensor 't': data_offsets has something else than sizes"},
-        BadHeader{"TooFewBytes", ranged("[3]", "[0,8]"), "tensor 't': shape [3] of F32 takes 12 bytes, data_offsets give 8"},
-        BadHeader{"TooManyBytes", ranged("[1]", "[0,8]"), "tensor 't': shape [1] of F32 takes 4 bytes, data_offsets give 8"},
+        BadHeader{"TooFewBytes", ranged("[3]", "[0,8]"),
+                  "tensor 't': shape [3] of F32 takes 12 bytes, data_offsets give 8"},
+        BadHeader{"TooManyBytes", ranged("[1]", "[0,8]"),
+                  "tensor 't': shape [1] of F32 takes 4 bytes, data_offsets give 8"},
         BadHeader{"BeyondTheEnd", ranged("[3]", "[0,12]"), "tensor 't': ends at 12, the file at 8"},
         BadHeader{"FarBeyondTheEnd", ranged("[2]", "[9223372036854775799,9223372036854775807]"),
                   "tensor 't': leaves a gap: begins at 9223372036854775799, the tensor before ends at 0"},
-        BadHeader{"GapInFront", ranged("[1]", "[4,8]"), "tensor 't': leaves a gap: begins at 4, the tensor before ends at 0"},
+        BadHeader{"GapInFront", ranged("[1]", "[4,8]"),
+                  "tensor 't': leaves a gap: begins at 4, the tensor before ends at 0"},
         BadHeader{"Overlap", pair_of(R"([8],"data_offsets":[0,8])", R"([4],"data_offsets":[4,8])"),
                   "tensor 't': overlaps: begins at 4, the tensor before ends at 8"},
         BadHeader{"Same", pair_of(R"([8],"data_offsets":[0,8])", R"([8],"data_offsets":[0,8])"),
@@ -252,8 +265,8 @@ INSTANTIATE_TEST_SUITE_P(
 // Whatever the bytes, the reader accepts the file or refuses it by its own error.
 TEST_F(Safetensors, MutatedFilesAreReadOrRefused) {
   const std::vector<float> elements{1, 2, 3, 4, 5, 6};
-  safetensors::write(path_, std::vector<safetensors::FloatTensor>{
-                                {"first", {2, 1}, std::span(elements).first(2)}, {"second", {4}, std::span(elements).last(4)}});
+  safetensors::write(path_, std::vector<safetensors::FloatTensor>{{"first", {2, 1}, std::span(elements).first(2)},
+                                                                  {"second", {4}, std::span(elements).last(4)}});
   const std::string original = read_bytes();
   std::mt19937 random(1);
   const auto below = [&](std::size_t count) { return random() % count; };

@@ -20,13 +20,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/kernels.hpp"
 #include "longview/instruction_set.hpp"
-#include "longview/kernel/targets.hpp"
 #include "longview/workspace.hpp"
-
-// Compiled in tests/kernels: the kernels are nearly all of an operator's compile time.
-extern template longview::kernel::Kernels<float> longview::kernel::kernels<float>();
-extern template longview::kernel::Kernels<double> longview::kernel::kernels<double>();
 
 namespace test {
 

@@ -54,9 +54,8 @@ class CompressiveMemory {
   /// Pooling and convolution give the same bits however the rows were cut into pushes. most_used keeps floor(rows /
   /// rate) of the rows that leave together, those with the largest recorded use, the older of equals, in order of time.
   /// \param segment (batch, heads, rows, width), any strides; may be a view of this memory
-  /// \param compression mean_pool, max_pool, convolution or most_used, with a channel_bias (not for most_used); a rate
-  /// of at
-  ///                    most the memory length, unless that is 0
+  /// \param compression mean_pool, max_pool, convolution or most_used, with a channel_bias (not for most_used)
+  ///                    and a rate of at most the memory length, unless that is 0
   /// \throws ContractError on shapes that disagree and other compressions; SizeError on overflow
   ///
   /// Work: a copy of the memory and the segment, and project() of the rows that leave. Memory: both are held twice,
@@ -217,15 +216,16 @@ struct AttentionReconstructionLoss {
 /// received[b,j] = sum_h sum_i p[b,h,i,j] / (heads * queries), with the probabilities p = e^(s - lse) of an attention
 /// call.
 ///
-/// \param query, keys, options as in that call of full_attention (alignment: bottom_right unless named); values are not
-/// read \param out   what that call wrote; only lse (batch, heads, queries) is used, which is required \param received
-/// (batch, keys of all segments), any strides; written. A row without keys gives nothing \throws ContractError on
-/// shapes that disagree, values out of range, outputs that overlap anything; SizeError on overflow
+/// \param query, keys, options as in that call of full_attention (alignment: bottom_right unless named); no values read
+/// \param out      what that call wrote; only lse (batch, heads, queries) is used, which is required
+/// \param received (batch, keys of all segments), any strides; written. A row without keys gives nothing
+/// \throws ContractError on shapes that disagree, values out of range, outputs that overlap anything; SizeError on
+///         overflow
 ///
 /// Work: batch * heads * queries * keys * head_dim multiply-adds. Scratch: at most 128 KiB a worker for head_dim up to
 /// 128.
 template <Element Q, Storage KV>
-requires std::same_as<KV, Value<Q>>
+  requires std::same_as<KV, Value<Q>>
 void received_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                         const TensorView<Compute<Value<Q>>, 2>& received, const Scores<Value<Q>>& options = {},
                         Run run = {}) {
@@ -264,4 +264,4 @@ double auto_encoding_loss(TensorView<X, 4> old, In<X> decoded, LossNorm norm = L
 }
 
 }  // namespace LONGVIEW_BUILD
-}  // namespace longview::inline v0
+}  // namespace longview

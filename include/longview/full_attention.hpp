@@ -15,19 +15,22 @@ namespace longview::inline v0::inline LONGVIEW_BUILD {
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct FullAttention {
-  static void forward(detail::BandCall<T> call, bool default_is_bottom_right, Run run) {
-    detail::Contract contract("full_attention", run);
-    const Scores<T>& scores = *call.scores;
-    detail::check_tensors(contract, call);
-    detail::check_scores(contract, call, "options.", scores.causal || !scores.alibi_slopes.empty(),
-                         default_is_bottom_right);
-    if (!contract.accepted()) return;
-    const Alignment alignment =
-        scores.alignment.value_or(default_is_bottom_right ? Alignment::bottom_right : Alignment::top_left);
-    call.offset = alignment.offset(call.query.extent(2), call.positions);
-    detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
-  }
+  static void forward(detail::BandCall<T> call, bool default_is_bottom_right, Run run);
 };
+
+template <Storage T>
+void FullAttention<T>::forward(detail::BandCall<T> call, bool default_is_bottom_right, Run run) {
+  detail::Contract contract("full_attention", run);
+  const Scores<T>& scores = *call.scores;
+  detail::check_tensors(contract, call);
+  detail::check_scores(contract, call, "options.", scores.causal || !scores.alibi_slopes.empty(),
+                       default_is_bottom_right);
+  if (!contract.accepted()) return;
+  const Alignment alignment =
+      scores.alignment.value_or(default_is_bottom_right ? Alignment::bottom_right : Alignment::top_left);
+  call.offset = alignment.offset(call.query.extent(2), call.positions);
+  detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
+}
 
 /// out[b,h,i] = sum_j softmax_j(s[b,h,i,j]) value[b,h',j], with s of Scores and h' = h / (query heads / key heads).
 ///

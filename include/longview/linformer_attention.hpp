@@ -23,46 +23,7 @@ inline namespace LONGVIEW_BUILD {
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct LinformerAttention {
-  static void forward(detail::BandCall<T> call, const LinformerOptions<T>& options, Run run) {
-    detail::Contract contract("linformer_attention", run);
-    call.scores = &options.scores;
-    const Shapes slots = check(contract, call, options);
-    if (!contract.accepted()) return;
-
-    const Scores<T> scores{
-        .scale = options.scores.scale, .softcap = options.scores.softcap, .sinks = options.scores.sinks};
-    detail::BandCall<T> over_slots = call;
-    over_slots.scores = &scores, over_slots.positions = slots.key[2];
-    over_slots.keys = {TensorView<const T, 4>(nullptr, slots.key), TensorView<const T, 4>(nullptr, slots.value)};
-    const auto shape = detail::shape_of(over_slots);
-    const detail::BandPattern<T> pattern(over_slots);
-    const detail::AttentionWork<T, detail::BandPattern<T>> attention(shape, pattern, 1, run.concurrency());
-
-    auto keys = projection_call(call, options, options.key_projection, call.keys[0].key, slots.key);
-    auto values = projection_call(call, options, value_projection(options), call.keys[0].value, slots.value);
-    const detail::ProjectionWork<T> key_work(keys, run.concurrency()), value_work(values, run.concurrency());
-    const Index tasks = attention.tasks(), key_tasks = key_work.tasks(), both = key_tasks + value_work.tasks();
-    const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
-
-    detail::ByteCount shared;
-    if (tasks > 0) shared.add(count_of(slots.key), sizeof(T)).add(count_of(slots.value), sizeof(T));
-    const detail::Scratch scratch(contract, shared,
-                                  largest(attention.scratch(), key_work.scratch(), value_work.scratch()),
-                                  tasks == 0 ? 0 : at_most(both < tasks ? tasks : both));
-    if (!scratch || tasks == 0) return;
-    detail::Carver carver(scratch.shared());
-    keys.out = {carver.take<T>(count_of(slots.key)), slots.key};
-    values.out = {carver.take<T>(count_of(slots.value)), slots.value};
-    over_slots.keys = {keys.out, values.out};
-    detail::run_tasks(run, at_most(both), both, [&](Index task, Index worker) {
-      if (task < key_tasks)
-        key_work.run(task, scratch.of(worker));
-      else
-        value_work.run(task - key_tasks, scratch.of(worker));
-    });
-    detail::run_tasks(run, at_most(tasks), tasks,
-                      [&](Index task, Index worker) { attention.run(task, scratch.of(worker)); });
-  }
+  static void forward(detail::BandCall<T> call, const LinformerOptions<T>& options, Run run);
 
  private:
   /// Of the projected keys and values.
@@ -123,6 +84,48 @@ struct LinformerAttention {
     return slots;
   }
 };
+
+template <Storage T>
+void LinformerAttention<T>::forward(detail::BandCall<T> call, const LinformerOptions<T>& options, Run run) {
+  detail::Contract contract("linformer_attention", run);
+  call.scores = &options.scores;
+  const Shapes slots = check(contract, call, options);
+  if (!contract.accepted()) return;
+
+  const Scores<T> scores{
+      .scale = options.scores.scale, .softcap = options.scores.softcap, .sinks = options.scores.sinks};
+  detail::BandCall<T> over_slots = call;
+  over_slots.scores = &scores, over_slots.positions = slots.key[2];
+  over_slots.keys = {TensorView<const T, 4>(nullptr, slots.key), TensorView<const T, 4>(nullptr, slots.value)};
+  const auto shape = detail::shape_of(over_slots);
+  const detail::BandPattern<T> pattern(over_slots);
+  const detail::AttentionWork<T, detail::BandPattern<T>> attention(shape, pattern, 1, run.concurrency());
+
+  auto keys = projection_call(call, options, options.key_projection, call.keys[0].key, slots.key);
+  auto values = projection_call(call, options, value_projection(options), call.keys[0].value, slots.value);
+  const detail::ProjectionWork<T> key_work(keys, run.concurrency()), value_work(values, run.concurrency());
+  const Index tasks = attention.tasks(), key_tasks = key_work.tasks(), both = key_tasks + value_work.tasks();
+  const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+
+  detail::ByteCount shared;
+  if (tasks > 0) shared.add(count_of(slots.key), sizeof(T)).add(count_of(slots.value), sizeof(T));
+  const detail::Scratch scratch(contract, shared,
+                                largest(attention.scratch(), key_work.scratch(), value_work.scratch()),
+                                tasks == 0 ? 0 : at_most(both < tasks ? tasks : both));
+  if (!scratch || tasks == 0) return;
+  detail::Carver carver(scratch.shared());
+  keys.out = {carver.take<T>(count_of(slots.key)), slots.key};
+  values.out = {carver.take<T>(count_of(slots.value)), slots.value};
+  over_slots.keys = {keys.out, values.out};
+  detail::run_tasks(run, at_most(both), both, [&](Index task, Index worker) {
+    if (task < key_tasks)
+      key_work.run(task, scratch.of(worker));
+    else
+      value_work.run(task - key_tasks, scratch.of(worker));
+  });
+  detail::run_tasks(run, at_most(tasks), tasks,
+                    [&](Index task, Index worker) { attention.run(task, scratch.of(worker)); });
+}
 
 /// out[b,h,i] = sum_s softmax_s(scale <query[b,h,i], K[b,h',s]>) V[b,h',s] over slots s, with K = project(key) and
 /// V = project(value); softcap and sinks as in Scores. The log-sum-exp is that over the slots.

@@ -52,44 +52,7 @@ inline TokenSets token_sets(TensorView<const std::uint8_t, 2> mask, std::vector<
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct LongformerAttention {
-  static void forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run) {
-    detail::Contract contract("longformer_attention", run);
-    call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
-    call.keep_tokens = options.keep_tokens;
-    check(contract, call, options);
-    if (!contract.accepted()) return;
-
-    const TokenSets& tokens = options.global.tokens;
-    detail::BandCall<T> global_call = call;
-    if (options.global.query) global_call.query = options.global.query;
-    if (options.global.key) global_call.keys = {options.global.key, options.global.value};
-    const Index batch = call.query.extent(0);
-    detail::GlobalLists lists{nullptr, nullptr, most_globals(tokens, batch)};
-    const detail::LongformerRows<T> local(call, lists);
-    const detail::GlobalRows<T> global(global_call, lists);
-    const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
-    const detail::AttentionWork<T, detail::LongformerRows<T>> local_work(shape, local, 2, run.concurrency());
-    const detail::AttentionWork<T, detail::GlobalRows<T>> global_work(global_shape, global, 1, run.concurrency());
-
-    const Index local_tasks = local_work.tasks(), tasks = local_tasks + global_work.tasks();
-    const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
-    detail::ByteCount shared;
-    shared.add(batch, sizeof(Index)).add(batch * lists.most, sizeof(Index));
-    const detail::ByteCount local_bytes = local_work.scratch(), global_bytes = global_work.scratch();
-    const detail::Scratch scratch(contract, shared, local_bytes.bytes() < global_bytes.bytes() ? global_bytes : local_bytes,
-                                  workers);
-    if (!scratch || tasks == 0) return;
-    detail::Carver carver(scratch.shared());
-    lists.count = carver.take<Index>(batch);
-    lists.tokens = carver.take<Index>(batch * lists.most);
-    for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
-    detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
-      if (task < local_tasks)
-        local_work.run(task, scratch.of(worker));
-      else
-        global_work.run(task - local_tasks, scratch.of(worker));
-    });
-  }
+  static void forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run);
 
  private:
   static std::span<const Index> set_of(const TokenSets& tokens, Index item) {
@@ -175,6 +138,46 @@ struct LongformerAttention {
     }
   }
 };
+
+template <Storage T>
+void LongformerAttention<T>::forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run) {
+  detail::Contract contract("longformer_attention", run);
+  call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
+  call.keep_tokens = options.keep_tokens;
+  check(contract, call, options);
+  if (!contract.accepted()) return;
+
+  const TokenSets& tokens = options.global.tokens;
+  detail::BandCall<T> global_call = call;
+  if (options.global.query) global_call.query = options.global.query;
+  if (options.global.key) global_call.keys = {options.global.key, options.global.value};
+  const Index batch = call.query.extent(0);
+  detail::GlobalLists lists{nullptr, nullptr, most_globals(tokens, batch)};
+  const detail::LongformerRows<T> local(call, lists);
+  const detail::GlobalRows<T> global(global_call, lists);
+  const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
+  const detail::AttentionWork<T, detail::LongformerRows<T>> local_work(shape, local, 2, run.concurrency());
+  const detail::AttentionWork<T, detail::GlobalRows<T>> global_work(global_shape, global, 1, run.concurrency());
+
+  const Index local_tasks = local_work.tasks(), tasks = local_tasks + global_work.tasks();
+  const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+  detail::ByteCount shared;
+  shared.add(batch, sizeof(Index)).add(batch * lists.most, sizeof(Index));
+  const detail::ByteCount local_bytes = local_work.scratch(), global_bytes = global_work.scratch();
+  const detail::Scratch scratch(contract, shared, local_bytes.bytes() < global_bytes.bytes() ? global_bytes : local_bytes,
+                                workers);
+  if (!scratch || tasks == 0) return;
+  detail::Carver carver(scratch.shared());
+  lists.count = carver.take<Index>(batch);
+  lists.tokens = carver.take<Index>(batch * lists.most);
+  for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
+  detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
+    if (task < local_tasks)
+      local_work.run(task, scratch.of(worker));
+    else
+      global_work.run(task - local_tasks, scratch.of(worker));
+  });
+}
 
 /// out[b,h,i] = softmax over (real tokens of the window of i) and (real global tokens) for a local token i; a real global
 /// token sees all real tokens, with the projections of options.global; padding gives 0 and -inf.

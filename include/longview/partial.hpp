@@ -51,7 +51,7 @@ class MergeWork {
     task.channels = out.extent(3);
     task.out = at(out, item, head, first), task.out_row = out.stride(2), task.out_channel = out.stride(3);
     if (lse) task.lse = at(lse, item, head, first), task.lse_row = lse.stride(2);
-    kernel_(task);
+    kernel_.run(task);
   }
 
  private:
@@ -112,10 +112,10 @@ struct Merge {
 ///
 /// A part whose lse is -inf is empty and adds exactly nothing, whatever its rows hold: merging it with x gives x, bit
 /// for bit. All empty, or no parts: 0 and -inf. A sink belongs to one part. Sums run in the order of the parts;
-/// exponentials are those of the instruction set in use. \param parts (batch, heads, queries, value_dim) with their
-/// log-sum-exp (batch, heads, queries), as attention writes them \param whole likewise, the log-sum-exp if wanted;
-/// written \throws ContractError on shapes that disagree, a part without lse, outputs that overlap anything; SizeError
-/// on overflow
+/// exponentials are those of the instruction set in use.
+/// \param parts (batch, heads, queries, value_dim) with their log-sum-exp (batch, heads, queries), as attention writes them
+/// \param whole likewise, the log-sum-exp if wanted; written
+/// \throws ContractError on shapes that disagree, a part without lse, outputs that overlap anything; SizeError on overflow
 ///
 /// Work: parts * batch * heads * queries * value_dim multiply-adds, every row read once. Scratch: at most 192 bytes a
 /// worker and part.
@@ -124,4 +124,4 @@ void merge(std::span<const Output<const std::type_identity_t<T>>> parts, const O
   Merge<T>::forward(parts, whole, run);
 }
 
-}  // namespace longview::inline v0::inline LONGVIEW_BUILD
+}  // namespace longview

@@ -83,22 +83,7 @@ inline namespace LONGVIEW_BUILD {
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct PerformerAttention {
-  static void forward(detail::FavorCall<T> call, PerformerState<T>* state, const PerformerOptions<T>& options, Run run) {
-    detail::Contract contract("performer_attention", run);
-    detail::check_rows(contract, call.query, Output<T>(call.out), call.value.extent(3));
-    detail::check_keys(contract, call.query, KeyValue<T>{call.key, call.value, {}}, call.value.extent(3), "key", "value");
-    if (options.causal) contract.equal("key", "length", call.key.extent(2), call.query.extent(2), "query, under causal");
-    check_options(contract, call, options);
-    if (options.key_sum_epsilon > 0 && !options.causal)
-      contract.fail("options.key_sum_epsilon", "has no meaning without causal");
-    if (state != nullptr) check_state(contract, call, *state, options);
-    if (!contract.accepted()) return;
-    set_shape(call, options);
-    if (!options.causal) return detail::FavorBothWays<T>(contract, call).execute();
-    detail::FavorStreams<T> streams;
-    if (state != nullptr) streams = {state->elements(), state->indices(), state->length()};
-    if (detail::favor_causal(contract, call, streams) && state != nullptr) state->advance(call.query.extent(2));
-  }
+  static void forward(detail::FavorCall<T> call, PerformerState<T>* state, const PerformerOptions<T>& options, Run run);
 
   static void features(detail::FavorCall<T> call, FeatureSide side, const PerformerOptions<T>& options, Run run) {
     detail::Contract contract("performer_features", run);
@@ -198,6 +183,24 @@ struct PerformerAttention {
                                                                 : kernel::FavorShift::rounded;
   }
 };
+
+template <Storage T>
+void PerformerAttention<T>::forward(detail::FavorCall<T> call, PerformerState<T>* state, const PerformerOptions<T>& options, Run run) {
+  detail::Contract contract("performer_attention", run);
+  detail::check_rows(contract, call.query, Output<T>(call.out), call.value.extent(3));
+  detail::check_keys(contract, call.query, KeyValue<T>{call.key, call.value, {}}, call.value.extent(3), "key", "value");
+  if (options.causal) contract.equal("key", "length", call.key.extent(2), call.query.extent(2), "query, under causal");
+  check_options(contract, call, options);
+  if (options.key_sum_epsilon > 0 && !options.causal)
+    contract.fail("options.key_sum_epsilon", "has no meaning without causal");
+  if (state != nullptr) check_state(contract, call, *state, options);
+  if (!contract.accepted()) return;
+  set_shape(call, options);
+  if (!options.causal) return detail::FavorBothWays<T>(contract, call).execute();
+  detail::FavorStreams<T> streams;
+  if (state != nullptr) streams = {state->elements(), state->indices(), state->length()};
+  if (detail::favor_causal(contract, call, streams) && state != nullptr) state->advance(call.query.extent(2));
+}
 
 /// out[b,h,i] = sum_j phi(query[b,h,i]) . phi(key[b,h',j]) value[b,h',j] / sum_j phi(query[b,h,i]) . phi(key[b,h',j]), with
 /// the features phi of the options and h' = h / (query heads / key heads). A row without keys is 0.

@@ -52,30 +52,7 @@ class RelativePattern : public BandPattern<T> {
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct RelativeAttention {
-  static void forward(detail::BandCall<T> call, const RelativeOptions<T>& options, Run run) {
-    detail::Contract contract("relative_attention", run);
-    call.scores = &options.scores;
-    detail::check_tensors(contract, call);
-    detail::check_scores(contract, call, "options.scores.", false, true);
-    contract.require(!options.scores.alignment, "options.scores.alignment", "is always bottom_right here");
-    contract.require(options.scores.alibi_slopes.empty(), "options.scores.alibi_slopes",
-                     "has no meaning beside a position table");
-    if (options.before) contract.at_least("options.before", "", *options.before, 0);
-    if (options.clamp) contract.at_least("options.clamp", "", *options.clamp, 0);
-    check_position(contract, call, options);
-    if (!contract.accepted()) return;
-
-    call.window = {options.before.value_or(unlimited), 0, 1};
-    call.offset = call.positions - call.query.extent(2);
-    kernel::AttentionShape<T> shape = detail::shape_of(call);
-    shape.relative = true;
-    shape.distance_row = options.position.stride(1), shape.distance_channel = options.position.stride(2);
-    shape.content_bias_channel = options.content_bias.stride(1);
-    shape.position_bias_channel = options.position_bias.stride(1);
-    shape.clamp = options.clamp.value_or(unlimited);
-    shape.farthest = options.before.value_or(unlimited);
-    detail::attend(contract, shape, detail::RelativePattern<T>(call, options), static_cast<Index>(call.keys.size()));
-  }
+  static void forward(detail::BandCall<T> call, const RelativeOptions<T>& options, Run run);
 
  private:
   static void check_position(detail::Contract& contract, const detail::BandCall<T>& call, const RelativeOptions<T>& options) {
@@ -101,6 +78,32 @@ struct RelativeAttention {
     contract.equal(argument, "head_dim", bias.extent(1), expected[1], "query");
   }
 };
+
+template <Storage T>
+void RelativeAttention<T>::forward(detail::BandCall<T> call, const RelativeOptions<T>& options, Run run) {
+  detail::Contract contract("relative_attention", run);
+  call.scores = &options.scores;
+  detail::check_tensors(contract, call);
+  detail::check_scores(contract, call, "options.scores.", false, true);
+  contract.require(!options.scores.alignment, "options.scores.alignment", "is always bottom_right here");
+  contract.require(options.scores.alibi_slopes.empty(), "options.scores.alibi_slopes",
+                   "has no meaning beside a position table");
+  if (options.before) contract.at_least("options.before", "", *options.before, 0);
+  if (options.clamp) contract.at_least("options.clamp", "", *options.clamp, 0);
+  check_position(contract, call, options);
+  if (!contract.accepted()) return;
+
+  call.window = {options.before.value_or(unlimited), 0, 1};
+  call.offset = call.positions - call.query.extent(2);
+  kernel::AttentionShape<T> shape = detail::shape_of(call);
+  shape.relative = true;
+  shape.distance_row = options.position.stride(1), shape.distance_channel = options.position.stride(2);
+  shape.content_bias_channel = options.content_bias.stride(1);
+  shape.position_bias_channel = options.position_bias.stride(1);
+  shape.clamp = options.clamp.value_or(unlimited);
+  shape.farthest = options.before.value_or(unlimited);
+  detail::attend(contract, shape, detail::RelativePattern<T>(call, options), static_cast<Index>(call.keys.size()));
+}
 
 /// out[b,h,i] = sum_j softmax_j(scale (<query_i + u, key_j> + <query_i + v, position_r>)) value[b,h',j] over the distances
 /// r = keys - queries + i - j >= 0.

@@ -23,19 +23,23 @@ inline namespace LONGVIEW_BUILD {
 template <Storage T>
 struct SlidingWindowAttention {
   static void forward(detail::BandCall<T> call, const SlidingWindowOptions<T>& options, bool default_is_bottom_right,
-                      Run run) {
-    detail::Contract contract("sliding_window_attention", run);
-    call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
-    detail::check_tensors(contract, call);
-    detail::check_windows(contract, call.window, call.head_windows, call.query.extent(1));
-    detail::check_scores(contract, call, "options.scores.", true, default_is_bottom_right);
-    if (!contract.accepted()) return;
-    const Alignment alignment =
-        options.scores.alignment.value_or(default_is_bottom_right ? Alignment::bottom_right : Alignment::top_left);
-    call.offset = alignment.offset(call.query.extent(2), call.positions);
-    detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
-  }
+                      Run run);
 };
+
+template <Storage T>
+void SlidingWindowAttention<T>::forward(detail::BandCall<T> call, const SlidingWindowOptions<T>& options, bool default_is_bottom_right,
+                                        Run run) {
+  detail::Contract contract("sliding_window_attention", run);
+  call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
+  detail::check_tensors(contract, call);
+  detail::check_windows(contract, call.window, call.head_windows, call.query.extent(1));
+  detail::check_scores(contract, call, "options.scores.", true, default_is_bottom_right);
+  if (!contract.accepted()) return;
+  const Alignment alignment =
+      options.scores.alignment.value_or(default_is_bottom_right ? Alignment::bottom_right : Alignment::top_left);
+  call.offset = alignment.offset(call.query.extent(2), call.positions);
+  detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
+}
 
 /// out[b,h,i] = sum_j softmax_j(s[b,h,i,j]) value[b,h',j] over the keys j in the window of i' = i + offset.
 ///

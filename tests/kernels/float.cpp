@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once for all tests that include test_support.hpp.
-#include <longview/kernel/targets.hpp>
+#include "kernels.hpp"
 
-template longview::kernel::Kernels<float> longview::kernel::kernels<float>();
+LONGVIEW_TEST_KERNELS(, float)

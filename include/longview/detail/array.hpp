@@ -49,4 +49,4 @@ class Array {
   Index size_ = 0, capacity_ = 0;
 };
 
-}  // namespace longview::inline v0::storage
+}  // namespace longview

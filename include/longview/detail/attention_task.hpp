@@ -96,12 +96,12 @@ class AttentionWork {
  public:
   /// `segments`: the most that the pattern adds to a task.
   AttentionWork(const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments, Index workers)
-      : kernels_(kernel::kernels<T>()),
+      : kernel_(kernel::attention_kernel<T>()),
         shape_(shape),
         pattern_(pattern),
         segments_(segments),
-        blocks_(blocks_per_task(shape, kernels_.block_rows, total_rows(pattern), workers)),
-        grid_(pattern, blocks_ * kernels_.block_rows) {}
+        blocks_(blocks_per_task(shape, kernel_.block_rows, total_rows(pattern), workers)),
+        grid_(pattern, blocks_ * kernel_.block_rows) {}
 
   Index tasks() const { return grid_.size(); }
 
@@ -110,14 +110,14 @@ class AttentionWork {
     return ByteCount()
         .add(blocks_, sizeof(kernel::QueryBlock<T>))
         .add(blocks_ * segments_, sizeof(kernel::LaneBounds))
-        .add(kernel::tile_scratch(shape_, kernels_.block_rows), sizeof(T))
-        .add(kernel::block_scratch(shape_, kernels_.block_rows), blocks_ * static_cast<Index>(sizeof(T)));
+        .add(kernel::tile_scratch(shape_, kernel_.block_rows), sizeof(T))
+        .add(kernel::block_scratch(shape_, kernel_.block_rows), blocks_ * static_cast<Index>(sizeof(T)));
   }
 
   void run(Index number, std::byte* scratch) const {
     const GridPlace place = grid_.place(number);
     const RowSet rows = pattern_.rows(place);
-    const Index begin = place.chunk * blocks_ * kernels_.block_rows, all = rows.heads * rows.count;
+    const Index begin = place.chunk * blocks_ * kernel_.block_rows, all = rows.heads * rows.count;
     if (begin >= all) return;
     Carver carver(scratch);
     auto* const blocks = carver.take<kernel::QueryBlock<T>>(blocks_);
@@ -125,10 +125,10 @@ class AttentionWork {
     kernel::AttentionTask<T> task;
     task.shape = &shape_;
     task.blocks = blocks;
-    for (Index row = begin; row < all && task.block_count < blocks_; row += kernels_.block_rows)
-      fill_block(pattern_, place, rows, row, kernels_.block_rows, blocks[task.block_count++]);
+    for (Index row = begin; row < all && task.block_count < blocks_; row += kernel_.block_rows)
+      fill_block(pattern_, place, rows, row, kernel_.block_rows, blocks[task.block_count++]);
     pattern_.segments(place, task);
-    kernels_.attend(task, bounds, carver.take<T>(0));
+    kernel_.run(task, bounds, carver.take<T>(0));
   }
 
  private:
@@ -139,7 +139,7 @@ class AttentionWork {
     return rows;
   }
 
-  const kernel::Kernels<T> kernels_;
+  const kernel::AttentionKernel<T> kernel_;
   const kernel::AttentionShape<T>& shape_;
   const Pattern& pattern_;
   const Index segments_, blocks_;

@@ -55,7 +55,7 @@ void restart_streams(const Shape<4>& shape, std::vector<T>& elements, std::vecto
 template <typename T>
 bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& streams) {
   const Run& run = contract.run();
-  const kernel::Kernels<T> kernels = kernel::kernels<T>();
+  const kernel::FavorKernel<T> kernels = kernel::favor_kernel<T>();
   const Index features = call.features(), elements = kernel::favor_stream_elements(features, call.shape.value_dim);
   const Index all = call.query.extent(2) == 0 ? 0 : call.query.extent(0) * call.key_heads();
   const Index workers = run.concurrency() < all ? run.concurrency() : all;
@@ -78,7 +78,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
     if (call.needs_maximum()) {
       task.sums.maxima = carver.take<T>(kernel::favor_row(features));
       task.step = kernel::FavorStep::maximum;
-      kernels.favor(task, own);
+      kernels.run(task, own);
     }
     if (streams.elements != nullptr) {
       task.stream = kernel::favor_stream(streams.elements + number * elements,
@@ -89,7 +89,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
       start_stream(task.stream, from, carver.take<Index>(kernel::favor_stream_indices), features, call.shape.value_dim);
     }
     task.step = kernel::FavorStep::causal;
-    kernels.favor(task, own);
+    kernels.run(task, own);
   });
   return true;
 }
@@ -100,7 +100,7 @@ template <typename T>
 class FavorBothWays {
  public:
   FavorBothWays(Contract& contract, const FavorCall<T>& call)
-      : contract_(contract), call_(call), kernels_(kernel::kernels<T>()) {}
+      : contract_(contract), call_(call), kernels_(kernel::favor_kernel<T>()) {}
 
   void execute() {
     const Index all = call_.query.extent(2) == 0 ? 0 : call_.query.extent(0) * call_.key_heads();
@@ -129,7 +129,7 @@ class FavorBothWays {
   }
   void run(kernel::FavorTask<T>& task, kernel::FavorStep step, std::byte* own) const {
     task.step = step;
-    kernels_.favor(task, reinterpret_cast<T*>(own));
+    kernels_.run(task, reinterpret_cast<T*>(own));
   }
   void whole(Index all, Index threads) {
     const std::size_t kernel_bytes = static_cast<std::size_t>(favor_worker_bytes(call_, kernels_.block_rows).bytes());
@@ -172,7 +172,7 @@ class FavorBothWays {
 
   Contract& contract_;
   FavorCall<T> call_;
-  kernel::Kernels<T> kernels_;
+  kernel::FavorKernel<T> kernels_;
   Index sums_bytes_ = 0;
   const Scratch* scratch_ = nullptr;
   std::byte* sums_ = nullptr;
@@ -182,7 +182,7 @@ class FavorBothWays {
 template <typename T>
 void favor_features(Contract& contract, FavorCall<T> call) {
   const Run& run = contract.run();
-  const kernel::Kernels<T> kernels = kernel::kernels<T>();
+  const kernel::FavorKernel<T> kernels = kernel::favor_kernel<T>();
   const Index all = call.key.extent(2) == 0 ? 0 : call.key.extent(0) * call.key.extent(1);
   const Index workers = run.concurrency() < all ? run.concurrency() : all;
   ByteCount shared, each = favor_worker_bytes(call, kernels.block_rows);
@@ -200,10 +200,10 @@ void favor_features(Contract& contract, FavorCall<T> call) {
     call.set_out(task, item, head);
     task.queries = call.key.extent(2);
     task.sums = FavorSumsScratch<T>::carve(carver, call);
-    if (call.needs_maximum()) task.step = kernel::FavorStep::maximum, kernels.favor(task, own);
-    if (call.shape.shifts_channels()) task.step = kernel::FavorStep::keys, kernels.favor(task, own);
+    if (call.needs_maximum()) task.step = kernel::FavorStep::maximum, kernels.run(task, own);
+    if (call.shape.shifts_channels()) task.step = kernel::FavorStep::keys, kernels.run(task, own);
     task.step = kernel::FavorStep::features;
-    kernels.favor(task, own);
+    kernels.run(task, own);
   });
 }
 

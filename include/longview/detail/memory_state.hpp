@@ -262,4 +262,4 @@ void record_use(storage::MemoryState<T>& state, const TensorView<const Compute<T
 
 }  // namespace detail
 }  // namespace LONGVIEW_BUILD
-}  // namespace longview::inline v0
+}  // namespace longview

@@ -24,14 +24,14 @@ struct ProjectionCall {
 template <typename T>
 class ProjectionWork {
  public:
-  ProjectionWork(const ProjectionCall<T>& call, Index workers) : kernels_(kernel::kernels<T>()), call_(call) {
+  ProjectionWork(const ProjectionCall<T>& call, Index workers) : kernel_(kernel::projection_kernel<T>()), call_(call) {
     const Index heads = call.out.extent(0) * call.out.extent(1), slots = call.out.extent(2),
                 channels = call.out.extent(3);
     if (heads == 0 || slots == 0 || channels == 0) return;
     // Every worker gets a few tasks. A convolution packs its weights for each block of slots, a matrix the input for
     // each block of slots and itself is read again for each block of channels.
     const Index wanted = workers > 1 ? (4 * workers + heads - 1) / heads : 1;
-    const Index register_columns = kernels_.block_rows, most_columns = 512 / static_cast<Index>(sizeof(T));
+    const Index register_columns = kernel_.block_rows, most_columns = 512 / static_cast<Index>(sizeof(T));
     if (call.convolution) {
       columns_ = block_of(channels, wanted, register_columns, most_columns);
       rows_ = block_of(slots, (wanted + column_blocks() - 1) / column_blocks(), 64, 256);
@@ -47,13 +47,13 @@ class ProjectionWork {
   /// Bytes for each worker.
   ByteCount scratch() const {
     if (tasks_ == 0) return {};
-    return ByteCount().add(kernel::projection_scratch(rows_, columns_, kernels_.block_rows / 3), sizeof(T));
+    return ByteCount().add(kernel::projection_scratch(rows_, columns_, kernel_.block_rows / 3), sizeof(T));
   }
 
   void run(Index number, std::byte* scratch) const {
     const Index column_block = number % column_blocks(), in_column = number / column_blocks();
     const Index row_block = in_column % row_blocks(), head = in_column / row_blocks();
-    kernels_.project(
+    kernel_.run(
         task(head / call_.out.extent(1), head % call_.out.extent(1), row_block * rows_, column_block * columns_),
         Carver(scratch).take<T>(0));
   }
@@ -133,7 +133,7 @@ class ProjectionWork {
     }
   }
 
-  const kernel::Kernels<T> kernels_;
+  const kernel::ProjectionKernel<T> kernel_;
   const ProjectionCall<T>& call_;
   Index rows_ = 1, columns_ = 1, tasks_ = 0;
 };

@@ -51,7 +51,7 @@ class ReceivedWork {
       for (Index row = 0; row < rows.heads * rows.count; row += width_) {
         fill_block(pattern_, place, rows, row, width_, block);
         fill_lse(item, rows, row, block.count, task.lse);
-        kernel_.add(task, bounds, carver.take<T>(0));
+        kernel_.run(task, bounds, carver.take<T>(0));
       }
     }
     finish(item, task);
@@ -91,4 +91,4 @@ class ReceivedWork {
   Index stretch_;
 };
 
-}  // namespace longview::inline v0::inline LONGVIEW_BUILD::detail
+}  // namespace longview

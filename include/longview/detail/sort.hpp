@@ -31,4 +31,4 @@ inline void sort(Index* list, Index count) {
   sort(list, count, [](Index a, Index b) { return a < b; });
 }
 
-}  // namespace longview::inline v0::inline LONGVIEW_BUILD::detail
+}  // namespace longview

@@ -36,4 +36,4 @@ struct MergeTask {
 /// Most lanes of one vector.
 inline constexpr Index most_merge_lanes = 16;
 
-}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel
+}  // namespace longview

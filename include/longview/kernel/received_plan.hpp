@@ -22,4 +22,4 @@ constexpr Index received_scratch(const AttentionShape<T>& shape, Index width) {
   return tile_scratch(shape, width) + shape.head_dim * width;
 }
 
-}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel
+}  // namespace longview

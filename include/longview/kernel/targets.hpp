@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The kernels, compiled once per instruction set inside one translation unit, and the table that chooses among them.
+/// The kernels, compiled once per instruction set inside one translation unit, and the choice among them.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,18 @@
 #include "longview/kernel/project_plan.hpp"
 #include "longview/kernel/received_plan.hpp"
 
+#if LONGVIEW_BASELINE && !(LONGVIEW_X86 && LONGVIEW_HAS_AVX2)
+#define LONGVIEW_BUILDS_BASELINE 1
+#else
+#define LONGVIEW_BUILDS_BASELINE 0
+#endif
+#if LONGVIEW_X86 && !LONGVIEW_HAS_AVX512
+#define LONGVIEW_BUILDS_AVX2 1
+#else
+#define LONGVIEW_BUILDS_AVX2 0
+#endif
+#define LONGVIEW_BUILDS_AVX512 LONGVIEW_X86
+
 // Vector arguments are always inlined, so the calling convention that GCC warns about is never used.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
@@ -25,46 +37,24 @@
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
 namespace portable {
-#define LONGVIEW_VECTOR_BYTES 16
+#define LONGVIEW_VECTOR_BYTES 0
 #include "longview/kernel/simd_portable.inc"
-#include "longview/kernel/numbers.inc"
-#include "longview/kernel/exponential.inc"
-#include "longview/kernel/product.inc"
-#include "longview/kernel/transpose.inc"
-#include "longview/kernel/tiles.inc"
-#include "longview/kernel/scores.inc"
-#include "longview/kernel/attend.inc"
-#include "longview/kernel/merge.inc"
-#include "longview/kernel/received.inc"
-#include "longview/kernel/favor.inc"
-#include "longview/kernel/project.inc"
+#include "longview/kernel/kernels.inc"
 #undef LONGVIEW_VECTOR_BYTES
 }  // namespace portable
 
-#if LONGVIEW_BASELINE && !(LONGVIEW_X86 && LONGVIEW_HAS_AVX2)
-#define LONGVIEW_BUILDS_BASELINE 1
+#if LONGVIEW_BUILDS_BASELINE
 namespace baseline {
 #define LONGVIEW_VECTOR_BYTES 16
 #define LONGVIEW_TARGET_FMA 0
 #include "longview/kernel/simd.inc"
-#include "longview/kernel/numbers.inc"
-#include "longview/kernel/exponential.inc"
-#include "longview/kernel/product.inc"
-#include "longview/kernel/transpose.inc"
-#include "longview/kernel/tiles.inc"
-#include "longview/kernel/scores.inc"
-#include "longview/kernel/attend.inc"
-#include "longview/kernel/merge.inc"
-#include "longview/kernel/received.inc"
-#include "longview/kernel/favor.inc"
-#include "longview/kernel/project.inc"
+#include "longview/kernel/kernels.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace baseline
 #endif
 
-#if LONGVIEW_X86 && !LONGVIEW_HAS_AVX512
-#define LONGVIEW_BUILDS_AVX2 1
+#if LONGVIEW_BUILDS_AVX2
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -75,17 +65,7 @@ namespace avx2 {
 #define LONGVIEW_VECTOR_BYTES 32
 #define LONGVIEW_TARGET_FMA 1
 #include "longview/kernel/simd.inc"
-#include "longview/kernel/numbers.inc"
-#include "longview/kernel/exponential.inc"
-#include "longview/kernel/product.inc"
-#include "longview/kernel/transpose.inc"
-#include "longview/kernel/tiles.inc"
-#include "longview/kernel/scores.inc"
-#include "longview/kernel/attend.inc"
-#include "longview/kernel/merge.inc"
-#include "longview/kernel/received.inc"
-#include "longview/kernel/favor.inc"
-#include "longview/kernel/project.inc"
+#include "longview/kernel/kernels.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace avx2
@@ -96,8 +76,7 @@ namespace avx2 {
 #endif
 #endif
 
-#if LONGVIEW_X86
-#define LONGVIEW_BUILDS_AVX512 1
+#if LONGVIEW_BUILDS_AVX512
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
 #else
@@ -108,17 +87,7 @@ namespace avx512 {
 #define LONGVIEW_VECTOR_BYTES 64
 #define LONGVIEW_TARGET_FMA 1
 #include "longview/kernel/simd.inc"
-#include "longview/kernel/numbers.inc"
-#include "longview/kernel/exponential.inc"
-#include "longview/kernel/product.inc"
-#include "longview/kernel/transpose.inc"
-#include "longview/kernel/tiles.inc"
-#include "longview/kernel/scores.inc"
-#include "longview/kernel/attend.inc"
-#include "longview/kernel/merge.inc"
-#include "longview/kernel/received.inc"
-#include "longview/kernel/favor.inc"
-#include "longview/kernel/project.inc"
+#include "longview/kernel/kernels.inc"
 #undef LONGVIEW_VECTOR_BYTES
 #undef LONGVIEW_TARGET_FMA
 }  // namespace avx512
@@ -129,83 +98,94 @@ namespace avx512 {
 #endif
 #endif
 
-/// What a target implements.
-template <typename T>
-struct Kernels {
-  Index block_rows;  // queries of a block
-  void (*attend)(const AttentionTask<T>& task, LaneBounds* bounds, T* scratch);
-  void (*project)(const ProjectionTask<T>& task, T* scratch);
-  void (*favor)(const FavorTask<T>& task, T* scratch);
-};
-
-/// The kernels of the instruction set in use.
-template <typename T>
-Kernels<T> kernels() {
-  switch (instruction_set()) {
-#ifdef LONGVIEW_BUILDS_AVX512
-    case InstructionSet::avx512:
-      return {3 * avx512::lanes<T>, avx512::attend<T>, avx512::project<T>, avx512::favor<T>};
-#endif
-#ifdef LONGVIEW_BUILDS_AVX2
-    case InstructionSet::avx2:
-      return {3 * avx2::lanes<T>, avx2::attend<T>, avx2::project<T>, avx2::favor<T>};
-#endif
-#ifdef LONGVIEW_BUILDS_BASELINE
-    case InstructionSet::baseline:
-      return {3 * baseline::lanes<T>, baseline::attend<T>, baseline::project<T>, baseline::favor<T>};
-#endif
-    default:
-      return {3 * portable::lanes<T>, portable::attend<T>, portable::project<T>, portable::favor<T>};
+#define LONGVIEW_CASE(target, ...) \
+  case InstructionSet::target: {   \
+    using namespace target;        \
+    return {__VA_ARGS__};          \
   }
+#if LONGVIEW_BUILDS_AVX512
+#define LONGVIEW_CASE_AVX512(...) LONGVIEW_CASE(avx512, __VA_ARGS__)
+#else
+#define LONGVIEW_CASE_AVX512(...)
+#endif
+#if LONGVIEW_BUILDS_AVX2
+#define LONGVIEW_CASE_AVX2(...) LONGVIEW_CASE(avx2, __VA_ARGS__)
+#else
+#define LONGVIEW_CASE_AVX2(...)
+#endif
+#if LONGVIEW_BUILDS_BASELINE
+#define LONGVIEW_CASE_BASELINE(...) LONGVIEW_CASE(baseline, __VA_ARGS__)
+#else
+#define LONGVIEW_CASE_BASELINE(...)
+#endif
+/// Returns what the arguments are in the namespace of the instruction set in use.
+#define LONGVIEW_RETURN_BY_TARGET(...)  \
+  switch (instruction_set()) {          \
+    LONGVIEW_CASE_AVX512(__VA_ARGS__)   \
+    LONGVIEW_CASE_AVX2(__VA_ARGS__)     \
+    LONGVIEW_CASE_BASELINE(__VA_ARGS__) \
+    default: {                          \
+      using namespace portable;         \
+      return {__VA_ARGS__};             \
+    }                                   \
+  }
+
+// One function a kernel, so that a file compiles only those that it uses. `block_rows`: rows of a block, three vectors.
+
+template <typename T>
+struct AttentionKernel {
+  Index block_rows;
+  void (*run)(const AttentionTask<T>& task, LaneBounds* bounds, T* scratch);
+};
+template <typename T>
+AttentionKernel<T> attention_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, attend<T>)
 }
 
-/// Outside the table, so that only who calls them compiles them.
 template <typename T>
-using MergeKernel = void (*)(const MergeTask<T>& task);
+struct ProjectionKernel {
+  Index block_rows;
+  void (*run)(const ProjectionTask<T>& task, T* scratch);
+};
 template <typename T>
-MergeKernel<T> merge_kernel() {
-  switch (instruction_set()) {
-#ifdef LONGVIEW_BUILDS_AVX512
-    case InstructionSet::avx512:
-      return avx512::merge<T>;
-#endif
-#ifdef LONGVIEW_BUILDS_AVX2
-    case InstructionSet::avx2:
-      return avx2::merge<T>;
-#endif
-#ifdef LONGVIEW_BUILDS_BASELINE
-    case InstructionSet::baseline:
-      return baseline::merge<T>;
-#endif
-    default:
-      return portable::merge<T>;
-  }
+ProjectionKernel<T> projection_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, project<T>)
+}
+
+template <typename T>
+struct FavorKernel {
+  Index block_rows;
+  void (*run)(const FavorTask<T>& task, T* scratch);
+};
+template <typename T>
+FavorKernel<T> favor_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, favor<T>)
 }
 
 template <typename T>
 struct ReceivedKernel {
-  Index block_rows;  // queries of a block
-  void (*add)(const ReceivedTask<T>& task, LaneBounds* bounds, T* scratch);
+  Index block_rows;
+  void (*run)(const ReceivedTask<T>& task, LaneBounds* bounds, T* scratch);
 };
 template <typename T>
 ReceivedKernel<T> received_kernel() {
-  switch (instruction_set()) {
-#ifdef LONGVIEW_BUILDS_AVX512
-    case InstructionSet::avx512:
-      return {3 * avx512::lanes<T>, avx512::received<T>};
-#endif
-#ifdef LONGVIEW_BUILDS_AVX2
-    case InstructionSet::avx2:
-      return {3 * avx2::lanes<T>, avx2::received<T>};
-#endif
-#ifdef LONGVIEW_BUILDS_BASELINE
-    case InstructionSet::baseline:
-      return {3 * baseline::lanes<T>, baseline::received<T>};
-#endif
-    default:
-      return {3 * portable::lanes<T>, portable::received<T>};
-  }
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, received<T>)
 }
+
+template <typename T>
+struct MergeKernel {
+  void (*run)(const MergeTask<T>& task);
+};
+template <typename T>
+MergeKernel<T> merge_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(merge<T>)
+}
+
+#undef LONGVIEW_RETURN_BY_TARGET
+#undef LONGVIEW_CASE_AVX512
+#undef LONGVIEW_CASE_AVX2
+#undef LONGVIEW_CASE_BASELINE
+#undef LONGVIEW_CASE
 
 }  // namespace longview
 

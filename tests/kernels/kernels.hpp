@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0
+/// \file
+/// The kernels of both element types are compiled once, in float.cpp and double.cpp, for all test programs.
+#pragma once
+
+#include <longview/kernel/targets.hpp>
+
+#define LONGVIEW_TEST_KERNELS(prefix, T)                                                            \
+  prefix template longview::kernel::AttentionKernel<T> longview::kernel::attention_kernel<T>();     \
+  prefix template longview::kernel::ProjectionKernel<T> longview::kernel::projection_kernel<T>();   \
+  prefix template longview::kernel::FavorKernel<T> longview::kernel::favor_kernel<T>();             \
+  prefix template longview::kernel::ReceivedKernel<T> longview::kernel::received_kernel<T>();       \
+  prefix template longview::kernel::MergeKernel<T> longview::kernel::merge_kernel<T>();
+
+LONGVIEW_TEST_KERNELS(extern, float)
+LONGVIEW_TEST_KERNELS(extern, double)
