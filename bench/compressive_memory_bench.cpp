@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention of a segment over [compressed, memory, current] as three segments of keys, beside the same keys in one
-// piece, which should be no faster than by 5 %; and what a segment costs the memory. smallest cell:
-// ^received_attention/f32/b1/h1/n64/
+// piece, which should be no faster than by 5 %; and what a segment costs the memory.
+// smallest cell: ^received_attention/f32/b1/h1/n64/
 
 #include <longview/compressive_memory.hpp>
 #include <longview/full_attention.hpp>

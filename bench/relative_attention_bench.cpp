@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Relative attention, forward: a segment over its memory.
-// smallest cell: ^relative_forward/f32/b1/h1/n512/d64/mem512$
+// smallest cell: ^relative_forward/f32/b1/h1/n512/d64/mem512/
 
 #include <longview/relative_attention.hpp>
 

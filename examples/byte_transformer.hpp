@@ -178,13 +178,14 @@ class Encoder {
     const longview::Index step = attention.rows_at_once(length);
     attention.begin(model_, length, pool_);
     const Clock::time_point start = Clock::now();
-    in_attention_ = {};
+    in_attention_ = {}, extra_bytes_ = 0;
     Matrix encoded(length, model_.width());
     for (longview::Index first = 0; first < length; first += step) {
       const longview::Index count = std::min(step, length - first);
       embed(bytes, first, count, !attention.knows_positions());
       for (std::size_t layer = 0; layer < model_.layers.size(); ++layer) run(layer, attention);
       encoded.middleRows(first, count) = x_;
+      extra_bytes_ = std::max(extra_bytes_, attention.extra_bytes());
     }
     total_ = Clock::now() - start;
     return encoded;
@@ -193,6 +194,8 @@ class Encoder {
   /// Of the last document.
   double seconds() const { return total_.count(); }
   double seconds_in_attention() const { return in_attention_.count(); }
+  /// The most the operator held.
+  std::size_t extra_bytes() const { return extra_bytes_; }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -245,4 +248,5 @@ class Encoder {
   Matrix positions_;
   Matrix x_, normed_, qkv_, attended_, added_, inner_;
   std::chrono::duration<double> total_{}, in_attention_{};
+  std::size_t extra_bytes_ = 0;
 };

@@ -87,7 +87,7 @@ Matrix measure(Encoder& encoder, std::span<const std::uint8_t> bytes, Attention&
     measured.microseconds = encoder.seconds() * per_token;
     measured.in_attention = encoder.seconds_in_attention() * per_token;
   }
-  measured.extra_bytes = attention.extra_bytes();
+  measured.extra_bytes = encoder.extra_bytes();
   return encoded;
 }
 
@@ -182,26 +182,36 @@ void print_summary(const std::vector<Measurement>& rows, const std::vector<Index
   std::printf("\nfits (least error within twice the shortest time): %s\n", line.c_str());
 }
 
+/// Ascending, none beyond the document.
+std::vector<Index> lengths_within(std::vector<Index> lengths, Index size) {
+  for (Index& length : lengths) length = std::min(length, size);
+  std::sort(lengths.begin(), lengths.end());
+  lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
+  return lengths;
+}
+
+void print_setting(const Document& document, const ByteTransformer& model, const std::string& weights,
+                   const ThreadPool& pool) {
+  std::printf("document: %zu bytes of %zu file(s)\n", document.bytes.size(), document.files);
+  std::printf("model: %zu layers, width %td, %td heads, %s\n", model.layers.size(), model.width(), model.heads,
+              weights.c_str());
+  std::printf("runs on: %td thread(s), %s\n\n", pool.concurrency(), longview::name_of(longview::instruction_set()));
+}
+
 void run(const Arguments& arguments) {
-  const ByteTransformer model = arguments.checkpoint.empty() ? random_transformer({.heads = arguments.heads}, 1)
-                                                             : load_transformer(arguments.checkpoint, arguments.heads);
+  const bool random = arguments.checkpoint.empty();
+  const ByteTransformer model = random ? random_transformer({.heads = arguments.heads}, 1)
+                                       : load_transformer(arguments.checkpoint, arguments.heads);
   if (!arguments.save.empty()) save_transformer(arguments.save, model);
   const Index longest = *std::max_element(arguments.lengths.begin(), arguments.lengths.end());
   const Document document = read_document(arguments.files.empty() ? headers_of_this_machine() : arguments.files,
                                           static_cast<std::size_t>(longest));
   const auto size = static_cast<Index>(document.bytes.size());
-  std::vector<Index> lengths;
-  for (const Index length : arguments.lengths) lengths.push_back(std::min(length, size));
-  std::sort(lengths.begin(), lengths.end());
-  lengths.erase(std::unique(lengths.begin(), lengths.end()), lengths.end());
-
+  const std::vector<Index> lengths = lengths_within(arguments.lengths, size);
   const ThreadPool pool(arguments.threads);
-  std::printf(
-      "document: %td bytes from %zu files\nmodel: %zu layers, width %td, %td heads, %s\nruns on: %td threads, %s\n\n",
-      size, document.files, model.layers.size(), model.width(), model.heads,
-      arguments.checkpoint.empty() ? "random weights" : arguments.checkpoint.string().c_str(), pool.concurrency(),
-      longview::name_of(longview::instruction_set()));
+  print_setting(document, model, random ? "random weights" : arguments.checkpoint.string(), pool);
   print_header();
+
   Encoder encoder(model, pool, size);
   ProgressBar progress(static_cast<int>(lengths.size() * choices().size()));
   std::vector<Measurement> rows;
@@ -209,11 +219,10 @@ void run(const Arguments& arguments) {
     measure_length(encoder, std::span(document.bytes).first(static_cast<std::size_t>(length)), arguments.patience,
                    progress, rows);
   progress.clear();
-  std::printf(
-      "\nextra memory: scratch, as a dry run reports it, and the operator's own tables and memories (counted)\n"
-      "error: of the encoding, root mean square relative to full attention; of the causal operators (relative, "
-      "compressive\n"
-      "  memory) to relative attention over the whole past\n");
+  std::puts(R"(
+extra memory: scratch, as a dry run reports it, and the operator's own tables and memories (counted)
+error: of the encoding, root mean square relative to full attention; of the causal operators (relative, compressive
+  memory) relative to relative attention over the whole past)");
   print_summary(rows, lengths);
 }
 

@@ -347,9 +347,10 @@ TYPED_TEST(Contract, N14_ScaleAndSoftcap) {
     EXPECT_EQ(this->error(), this->option("scale") + ": must be finite");
   }
   this->scores.scale = {};
-  for (const double wrong : {infinity, nan, 0.0, -1.0}) {
+  for (const auto& [wrong, text] : {std::pair{infinity, "inf"}, {nan, "nan"}, {0.0, "0"}, {-1.0, "-1"}, {1e-300, "1e-300"},
+                                    {1e300, "1e+300"}, {1e-40, "1e-40"}}) {
     this->scores.softcap = wrong;
-    EXPECT_EQ(this->error().substr(0, 40), (this->option("softcap") + ": must be finite and > 0 (got ").substr(0, 40));
+    EXPECT_EQ(this->error(), this->option("softcap") + ": must be a positive number of the element type (got " + text + ")");
   }
 }
 
@@ -518,7 +519,8 @@ TEST_F(LongformerContract, M28_Offsets) {
     return error({.global = {.tokens = {.indices = tokens, .offsets = offsets}}});
   };
   EXPECT_EQ(text({0, 4}), "options.global.tokens.offsets: size (got 2, expected 3 from batch + 1)");
-  EXPECT_EQ(text({1, 2, 4}), "options.global.tokens.offsets[0]:  (got 1, expected 0)");
+  EXPECT_EQ(text({1, 2, 4}).find("options.global.tokens.offsets[0]: "), 0U);
+  EXPECT_NE(text({1, 2, 4}).find("(got 1, expected 0)"), std::string::npos);
   EXPECT_NE(text({0, 5, 4}).find("must not decrease (at 2)"), std::string::npos) << text({0, 5, 4});
   EXPECT_NE(text({0, -1, 4}).find("must not decrease (at 1)"), std::string::npos);
   EXPECT_EQ(text({0, 2, 3}), "options.global.tokens.offsets: last (got 3, expected 4 from indices)");

@@ -11,6 +11,7 @@
 #include <random>
 #include <thread>
 
+#include "kernels/kernels.hpp"
 #include "reference/performer.hpp"
 
 namespace {

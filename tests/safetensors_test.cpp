@@ -33,6 +33,7 @@ class Safetensors : public ::testing::Test {
   ~Safetensors() override { std::filesystem::remove(path_); }
 
   void write_bytes(const std::string& bytes) const {
+    std::filesystem::remove(path_);  // to truncate a file instead waits for the disk on some file systems
     std::ofstream(path_, std::ios::binary | std::ios::trunc)
         .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   }

@@ -22,7 +22,7 @@ inline namespace LONGVIEW_BUILD {
 
 inline const char* name_of(InstructionSet set) {
   constexpr const char* names[] = {"portable", "baseline", "avx2", "avx512"};
-  return names[static_cast<int>(set)];
+  return set >= InstructionSet::portable && set <= InstructionSet::avx512 ? names[static_cast<int>(set)] : "unknown";
 }
 
 namespace detail {
@@ -55,6 +55,7 @@ inline constexpr InstructionSet lowest_built = InstructionSet::baseline;
 
 inline bool runs_here([[maybe_unused]] InstructionSet set) {
   if (set == InstructionSet::portable) return true;
+  if (set < InstructionSet::portable || set > InstructionSet::avx512) return false;
 #if LONGVIEW_X86
   __builtin_cpu_init();  // these tests include the operating system's support (XGETBV)
   if (set == InstructionSet::avx512)

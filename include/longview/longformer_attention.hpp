@@ -85,7 +85,7 @@ struct LongformerAttention {
                      "has no meaning here: global tokens have no distance");
     detail::check_scores(contract, call, "options.scores.", false, false);
     if (options.keep_tokens) {
-      contract.input("keep_tokens", options.keep_tokens);
+      contract.input("options.keep_tokens", options.keep_tokens);
       contract.broadcasts("options.keep_tokens", options.keep_tokens, Shape<2>{call.query.extent(0), call.query.extent(2)});
     }
     check_global_projections(contract, call, options.global);

@@ -35,7 +35,7 @@ class OrthogonalBlock {
     const auto start = static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(dim_);
     const auto count = static_cast<std::size_t>(rows * dim_);
     for (std::size_t i = 0; i < count; ++i) vectors_[i] = Rounded(normal(seed, Stream::feature_rows, start + i));
-    reflections_ = std::min(rows, dim_ - 1);
+    reflections_ = (std::min)(rows, dim_ - 1);
     for (Index k = 0; k < reflections_; ++k) {
       eliminate(k);
       for (Index row = k + 1; row < rows; ++row) reflect(k, vector(row));
@@ -48,7 +48,7 @@ class OrthogonalBlock {
     const bool negative = vector(t)[t] < Rounded(0), reflected = t < reflections_;
     std::fill(out.begin(), out.end(), Rounded(0));
     out[static_cast<std::size_t>(t)] = Rounded(negative == reflected ? 1 : -1);
-    for (Index k = std::min(t + 1, reflections_); k-- > 0;) reflect(k, out.data());
+    for (Index k = (std::min)(t + 1, reflections_); k-- > 0;) reflect(k, out.data());
   }
 
  private:
@@ -101,11 +101,11 @@ void draw_independent(TensorView<T, 2> projection, std::uint64_t seed) {
 template <Storage T>
 void draw_orthogonal(TensorView<T, 2> projection, std::uint64_t seed, RandomFeatures kind) {
   const Index rows = projection.extent(0), dim = projection.extent(1);
-  OrthogonalBlock block(dim, std::min(rows, dim));
+  OrthogonalBlock block(dim, (std::min)(rows, dim));
   std::vector<Rounded> row(static_cast<std::size_t>(dim));
   const DoublePrecision precision;
   for (Index t = 0; t < rows; ++t) {
-    if (t % dim == 0) block.draw(seed, t, std::min(dim, rows - t));
+    if (t % dim == 0) block.draw(seed, t, (std::min)(dim, rows - t));
     block.row(t % dim, row);
     const Rounded length = feature_length(seed, t, dim, kind);
     for (Index i = 0; i < dim; ++i)
@@ -132,7 +132,7 @@ void random_features(TensorView<T, 2> projection, std::uint64_t seed, RandomFeat
   contract.at_least("projection", "head_dim", dim, 1);
   contract.at_least("projection", "features", rows, 1);
   Index working = 0;
-  if (contract.ok() && !(detail::multiply(dim, std::min(rows, dim), working) &&
+  if (contract.ok() && !(detail::multiply(dim, (std::min)(rows, dim), working) &&
                          detail::multiply(working, static_cast<Index>(sizeof(double)), working)))
     contract.fail("projection", "byte count of the working memory overflows", true);
   if (!contract.accepted()) return;

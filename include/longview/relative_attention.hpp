@@ -57,7 +57,7 @@ struct RelativeAttention {
  private:
   static void check_position(detail::Contract& contract, const detail::BandCall<T>& call, const RelativeOptions<T>& options) {
     const Index heads = call.query.extent(1), head_dim = call.query.extent(3);
-    contract.input("position", options.position);
+    contract.input("options.position", options.position);
     contract.require(static_cast<bool>(options.position), "options.position", "is required");
     if (options.position.extent(0) != 1) contract.equal("options.position", "heads", options.position.extent(0), heads, "query");
     contract.equal("options.position", "head_dim", options.position.extent(2), head_dim, "query");
@@ -67,13 +67,13 @@ struct RelativeAttention {
     if (options.position.extent(1) < distances)
       contract.fail("options.position", "distances (got " + std::to_string(options.position.extent(1)) +
                                             ", expected at least " + std::to_string(distances) + ")");
-    check_bias(contract, "options.content_bias", "content_bias", options.content_bias, {heads, head_dim});
-    check_bias(contract, "options.position_bias", "position_bias", options.position_bias, {heads, head_dim});
+    check_bias(contract, "options.content_bias", options.content_bias, {heads, head_dim});
+    check_bias(contract, "options.position_bias", options.position_bias, {heads, head_dim});
   }
-  static void check_bias(detail::Contract& contract, const char* argument, const char* name,
-                         const TensorView<const T, 2>& bias, const Shape<2>& expected) {
+  static void check_bias(detail::Contract& contract, const char* argument, const TensorView<const T, 2>& bias,
+                         const Shape<2>& expected) {
     if (!bias) return;
-    contract.input(name, bias);
+    contract.input(argument, bias);
     if (bias.extent(0) != 1) contract.equal(argument, "heads", bias.extent(0), expected[0], "query");
     contract.equal(argument, "head_dim", bias.extent(1), expected[1], "query");
   }

@@ -50,7 +50,7 @@ class LongformerRows : public BandPattern<T> {
       block.sink[lane] = -static_cast<T>(__builtin_inf());
     } else if (lists_.contains(place.item, query)) {
       block.position[lane] = kernel::nowhere;
-      block.out[lane] = nullptr;
+      block.out[lane] = nullptr, block.lse[lane] = nullptr;
     }
   }
 

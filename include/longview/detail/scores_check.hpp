@@ -4,8 +4,7 @@
 #pragma once
 
 #include <bit>
-#include <cstdio>
-#include <limits>
+#include <string_view>
 
 #include "longview/detail/band_pattern.hpp"
 
@@ -100,18 +99,13 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
                   bool default_is_bottom_right) {
   const Scores<T>& scores = *call.scores;
   const auto name = [&](const char* field) { return FieldName{prefix, field}; };
+  const bool nested = std::string_view(prefix) != "options.";
   const Index batch = call.query.extent(0), heads = call.query.extent(1), queries = call.query.extent(2);
   Index columns = 0;
   for (std::size_t s = 0; s < call.keys.size(); ++s) columns += call.keys[s].key.extent(2);
   if (scores.scale && !is_finite(*scores.scale)) contract.fail(name("scale"), "must be finite");
-  if (scores.softcap) {
-    const double least = (std::numeric_limits<T>::min)(), most = (std::numeric_limits<T>::max)();
-    if (!is_finite(*scores.softcap) || *scores.softcap < least || *scores.softcap > most) {
-      char text[80];
-      std::snprintf(text, sizeof text, "must be a positive number of the element type (got %g)", *scores.softcap);
-      contract.fail(name("softcap"), text);
-    }
-  }
+  if (scores.softcap && !(is_finite(*scores.softcap) && *scores.softcap > 0))
+    contract.fail(name("softcap"), "must be finite and > 0 (got " + std::to_string(*scores.softcap) + ")");
   if (!default_is_bottom_right && !scores.alignment && position_matters && queries != call.positions)
     contract.fail(name("alignment"), "must be named when lengths differ (got " + std::to_string(queries) + " queries, " +
                                          std::to_string(call.positions) + " keys)");
@@ -129,11 +123,11 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
                           std::to_string(call.positions) + ")");
   }
   if (scores.keep_mask) {
-    contract.input("keep_mask", scores.keep_mask);
+    contract.input(nested ? "options.scores.keep_mask" : "options.keep_mask", scores.keep_mask);
     contract.broadcasts(name("keep_mask"), scores.keep_mask, Shape<4>{batch, heads, queries, columns});
   }
   if (scores.bias) {
-    contract.input("bias", scores.bias);
+    contract.input(nested ? "options.scores.bias" : "options.bias", scores.bias);
     contract.broadcasts(name("bias"), scores.bias, Shape<4>{batch, heads, queries, columns});
   }
   if (!scores.alibi_slopes.empty()) contract.size(name("alibi_slopes"), scores.alibi_slopes, heads, "query");
