@@ -18,6 +18,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "kernels/kernels.hpp"
+
 namespace longview_bench {
 
 using longview::Index;

@@ -585,7 +585,7 @@ TYPED_TEST_P(AttentionLaws, M30_PoisonInTheWorkspace) {
         TypeParam::run(one.query_view(), one.key_view(), one.value_view(), got.output(s), options, longview::Run(sequential, dry));
         ASSERT_TRUE(dry.ok()) << dry.error();
         for (const T poison : {this->nan, this->infinity, std::numeric_limits<T>::max()})
-          for (std::size_t shift : {0, 1, 7, 63}) {
+          for (const std::size_t shift : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{63}}) {
             std::vector<T> words(dry.workspace_bytes() / sizeof(T) + 64, poison);
             const std::span<std::byte> bytes = std::as_writable_bytes(std::span<T>(words)).subspan(shift);
             EXPECT_TRUE(same_answer(s, expected, this->run(one, options, longview::Run(sequential, bytes))))
@@ -787,7 +787,7 @@ TYPED_TEST_P(AttentionLaws, N12_NoFlagsFromScratch) {
     keep[to_size(i * s.keys + 2)] = i == 2;
   }
   for (Index b = 0; b < s.batch; ++b)
-    for (Index h = 0; h < s.key_heads; ++h) problem.value_at(b, h, 2, 0) = this->infinity;
+    for (Index h = 0; h < s.key_heads; ++h) problem.value_at(b, h, 2, 0) = this->nan;
   under_all_sets([&] {
     for (const T poison : {std::numeric_limits<T>::signaling_NaN(), std::numeric_limits<T>::max()}) {
       std::vector<T> words(std::size_t{1} << 20);
@@ -850,7 +850,8 @@ TYPED_TEST_P(AttentionLaws, N18_SoftcapsOfAnySize) {
   const double least = std::numeric_limits<T>::min(), most = std::numeric_limits<T>::max();
   under_all_sets([&] {
     const Answer<T> uncapped = this->run(problem), uniform = this->run(problem, {.scale = 0.0});
-    for (const double cap : {least, least * 4, 1e-30, 1e-20, 1e-12, 1e12, 1e30, 1e37, most / 4, most}) {
+    for (const double cap : {1e-320, 1e-300, 1e-40, least, least * 4, 1e-30, 1e-20, 1e-12, 1e12, 1e30, 1e37, most / 4, most, 1e39,
+                             1e300}) {
       const Answer<T> got = this->run(problem, {.softcap = cap});
       const Answer<T>& expected = cap < 1 ? uniform : uncapped;
       T worst = 0;

@@ -347,10 +347,9 @@ TYPED_TEST(Contract, N14_ScaleAndSoftcap) {
     EXPECT_EQ(this->error(), this->option("scale") + ": must be finite");
   }
   this->scores.scale = {};
-  for (const auto& [wrong, text] : {std::pair{infinity, "inf"}, {nan, "nan"}, {0.0, "0"}, {-1.0, "-1"}, {1e-300, "1e-300"},
-                                    {1e300, "1e+300"}, {1e-40, "1e-40"}}) {
+  for (const double wrong : {infinity, nan, 0.0, -1.0}) {
     this->scores.softcap = wrong;
-    EXPECT_EQ(this->error(), this->option("softcap") + ": must be a positive number of the element type (got " + text + ")");
+    EXPECT_EQ(this->error(), this->option("softcap") + ": must be finite and > 0 (got " + std::to_string(wrong) + ")");
   }
 }
 

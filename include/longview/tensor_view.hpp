@@ -8,6 +8,7 @@
 #include <concepts>
 #include <cstddef>
 #include <iterator>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -131,8 +132,9 @@ class TensorView {
   }
   /// `count` indices of an axis: begin, begin + step, ... A step of -1 flips, a step of 0 repeats.
   LONGVIEW_INLINE constexpr TensorView slice(std::size_t axis, Index begin, Index count, Index step = 1) const {
-    const Index last = begin + (count - 1) * step, extent = shape_[axis];
-    check("slice: range", count == 0 || (count > 0 && begin >= 0 && begin < extent && last >= 0 && last < extent));
+    check("slice: range", count == 0 || (count > 0 && begin >= 0 && begin < shape_[axis] &&
+                                         (count == 1 || (step >= 0 ? step <= (shape_[axis] - 1 - begin) / (count - 1)
+                                                                   : step >= -(begin / (count - 1))))));
     TensorView part = *this;
     if (count > 0) part.data_ = at_offset(begin * stride_[axis]);
     part.shape_[axis] = count;
@@ -194,12 +196,18 @@ inline namespace LONGVIEW_BUILD {
 /// A row-major view of a vector, an array or a span; their sizes must agree.
 template <typename R, std::size_t Rank>
 auto view_of(R& elements, const Index (&shape)[Rank]) {
+  constexpr Index most = (std::numeric_limits<Index>::max)();
   Shape<Rank> extents{};
   Index count = 1;
-  for (std::size_t axis = 0; axis < Rank; ++axis) count *= extents[axis] = shape[axis];
-  if (count != static_cast<Index>(std::size(elements)))
+  bool fits = true;
+  for (std::size_t axis = 0; axis < Rank; ++axis) {
+    const Index extent = extents[axis] = shape[axis];
+    fits = fits && extent >= 0 && (extent == 0 || count <= most / extent);
+    if (fits) count *= extent;
+  }
+  if (!fits || count != static_cast<Index>(std::size(elements)))
     detail::raise<ContractError>(("view_of: elements: size (got " + std::to_string(std::size(elements)) + ", expected " +
-                                  std::to_string(count) + " from shape)")
+                                  (fits ? std::to_string(count) + " from shape)" : "a shape of non-negative extents)"))
                                      .c_str());
   return TensorView<std::remove_pointer_t<decltype(std::data(elements))>, Rank>(std::data(elements), extents);
 }
