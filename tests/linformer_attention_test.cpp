@@ -483,7 +483,7 @@ TEST_F(LinformerErrors, M10M27N14PaddingAndScores) {
   options = valid(), options.scores.scale = nan_value;
   EXPECT_EQ(text(options), op + "options.scores.scale: must be finite");
   options = valid(), options.scores.softcap = 0;
-  EXPECT_EQ(text(options), op + "options.scores.softcap: must be a positive number of the element type (got 0)");
+  EXPECT_EQ(text(options), op + "options.scores.softcap: must be finite and > 0 (got 0.000000)");
   const float sinks[3] = {};
   options = valid(), options.scores.sinks = sinks;
   EXPECT_EQ(text(options), op + "options.scores.sinks: size (got 3, expected 2 from query)");

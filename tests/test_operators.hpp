@@ -129,9 +129,9 @@ struct LongformerAttention {
   }
   static void run(TensorView<const T, 4> query, TensorView<const T, 4> key, TensorView<const T, 4> value,
                   const Output<T>& out, const Scores<T>& options = {}, Run how = {}) {
-    const Index tokens[] = {query.extent(2) - 2, 1};
+    const Index length = query.extent(2), tokens[] = {length >= 4 ? length - 2 : 0, 1};
     longview::LongformerOptions<T> all{.window = {before, after, 1}, .scores = options};
-    if (query.extent(2) >= 4) all.global.tokens.indices = tokens;
+    if (length >= 4) all.global.tokens.indices = tokens;
     longview::longformer_attention(query, key, value, out, all, how);
   }
 };

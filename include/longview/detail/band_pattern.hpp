@@ -3,6 +3,8 @@
 /// Full and windowed attention as a pattern: each query sees a band of keys around its position.
 #pragma once
 
+#include <limits>
+
 #include "longview/detail/attention_task.hpp"
 #include "longview/key_value_view.hpp"
 #include "longview/window.hpp"
@@ -161,6 +163,14 @@ class BandPattern {
   const bool may_fold_;
 };
 
+/// The cap as an element: 0 for none, and for one beyond the range of T, which changes no score.
+template <typename T>
+T softcap_of(const Scores<T>& scores) {
+  const double cap = scores.softcap.value_or(0), least = (std::numeric_limits<T>::min)();
+  if (cap > static_cast<double>((std::numeric_limits<T>::max)())) return 0;
+  return static_cast<T>(cap > 0 && cap < least ? least : cap);
+}
+
 /// What the kernel needs to know of a call beside its plan.
 template <typename T>
 kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
@@ -171,7 +181,7 @@ kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
   shape.query_channel = call.query.stride(3);
   shape.out_channel = call.out.out.stride(3);
   shape.scale = static_cast<T>(scores.scale ? *scores.scale : 1 / __builtin_sqrt(static_cast<double>(shape.head_dim)));
-  shape.softcap = static_cast<T>(scores.softcap.value_or(0));
+  shape.softcap = softcap_of<T>(scores);
   shape.has_keep_mask = scores.keep_mask && !call.keep_mask_is_by_key();
   shape.has_bias = static_cast<bool>(scores.bias);
   shape.has_slopes = !scores.alibi_slopes.empty();

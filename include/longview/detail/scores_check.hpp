@@ -4,7 +4,6 @@
 #pragma once
 
 #include <bit>
-#include <limits>
 #include <string_view>
 
 #include "longview/detail/band_pattern.hpp"
@@ -14,13 +13,6 @@ namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 /// By its bits, so that -ffast-math does not remove the question.
 LONGVIEW_INLINE bool is_finite(double x) {
   return (std::bit_cast<std::uint64_t>(x) & 0x7ff0000000000000u) != 0x7ff0000000000000u;
-}
-
-/// Neither zero nor infinite when rounded to T.
-template <typename T>
-bool is_positive_number(double x) {
-  return is_finite(x) && x >= static_cast<double>((std::numeric_limits<T>::min)()) &&
-         x <= static_cast<double>((std::numeric_limits<T>::max)());
 }
 
 inline constexpr Index most_channels = Index{1} << (sizeof(Index) == 8 ? 40 : 20);
@@ -112,11 +104,8 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   Index columns = 0;
   for (std::size_t s = 0; s < call.keys.size(); ++s) columns += call.keys[s].key.extent(2);
   if (scores.scale && !is_finite(*scores.scale)) contract.fail(name("scale"), "must be finite");
-  if (scores.softcap && !is_positive_number<T>(*scores.softcap)) {
-    char text[80];
-    std::snprintf(text, sizeof text, "must be a positive number of the element type (got %g)", *scores.softcap);
-    contract.fail(name("softcap"), text);
-  }
+  if (scores.softcap && !(is_finite(*scores.softcap) && *scores.softcap > 0))
+    contract.fail(name("softcap"), "must be finite and > 0 (got " + std::to_string(*scores.softcap) + ")");
   if (!default_is_bottom_right && !scores.alignment && position_matters && queries != call.positions)
     contract.fail(name("alignment"), "must be named when lengths differ (got " + std::to_string(queries) + " queries, " +
                                          std::to_string(call.positions) + " keys)");
