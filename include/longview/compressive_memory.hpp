@@ -102,6 +102,7 @@ struct ReconstructionLoss {
   KeyValue<T> old{}, fresh{};
   std::optional<double> scale{};  ///< any finite number; 1 / sqrt(head_dim)
   LossNorm norm = LossNorm::mean_squared;
+  KeyValueGradient<T> d_fresh{};  ///< written where present: the loss is differentiated with respect to fresh rows alone
 };
 
 inline namespace LONGVIEW_BUILD {

@@ -19,6 +19,12 @@ struct KeyValue {
   std::optional<Index> position{};  ///< of the first key; empty: goes on from the piece before
 };
 
+/// Where the gradients of one piece go. Absent: not wanted.
+template <Storage T>
+struct KeyValueGradient {
+  TensorView<T, 4> key{}, value{};
+};
+
 /// Up to four pieces, oldest first ([compressed, memory, current], or pinned keys and both parts of a ring). Owns nothing.
 template <Storage T>
 class KeyValueView {
@@ -38,6 +44,27 @@ class KeyValueView {
 
  private:
   std::array<KeyValue<T>, most_segments> segments_{};
+  std::size_t count_ = 0;
+};
+
+/// The gradients of the pieces of a KeyValueView, in its order. Empty, or as many as there are pieces.
+template <Storage T>
+class SegmentGradients {
+ public:
+  static constexpr std::size_t most_segments = KeyValueView<T>::most_segments;
+
+  SegmentGradients() = default;
+  LONGVIEW_INLINE SegmentGradients(std::initializer_list<KeyValueGradient<T>> oldest_first) {
+    if (oldest_first.size() > most_segments)
+      detail::raise<ContractError>("SegmentGradients: segments: there must be at most four");
+    for (const KeyValueGradient<T>& segment : oldest_first) segments_[count_++] = segment;
+  }
+
+  LONGVIEW_INLINE std::size_t size() const { return count_; }
+  LONGVIEW_INLINE const KeyValueGradient<T>& operator[](std::size_t index) const { return segments_[index]; }
+
+ private:
+  std::array<KeyValueGradient<T>, most_segments> segments_{};
   std::size_t count_ = 0;
 };
 

@@ -18,6 +18,17 @@ struct LinformerOptions {
   Scores<T> scores{};                             ///< over the slots: scale, softcap, sinks; key_lengths as keep_keys
 };
 
+/// As AttentionGradients; those of the projections with `out` and `input` absent. Without a value_projection, the key's
+/// holds the sum of both.
+template <Storage T>
+struct LinformerGradients {
+  TensorView<const T, 4> out{};
+  TensorView<const Compute<T>, 3> lse{};
+  TensorView<T, 4> query{}, key{}, value{};
+  ProjectionGradients<T> key_projection{}, value_projection{};
+  ScoreGradients<T> scores{};  ///< sinks alone
+};
+
 inline namespace LONGVIEW_BUILD {
 
 /// The compiled body, named in `extern template` only.

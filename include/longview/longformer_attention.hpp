@@ -34,6 +34,16 @@ struct LongformerOptions {
   TensorView<const std::uint8_t, 2> keep_tokens{};   ///< (batch, length); 0 is padding, which beats global
 };
 
+/// As AttentionGradients; those of the global projections where these are given.
+template <Storage T>
+struct LongformerGradients {
+  TensorView<const T, 4> out{};
+  TensorView<const Compute<T>, 3> lse{};
+  TensorView<T, 4> query{}, key{}, value{};
+  TensorView<T, 4> query_global{}, key_global{}, value_global{};
+  ScoreGradients<T> scores{};  ///< without alibi_slopes
+};
+
 inline namespace LONGVIEW_BUILD {
 
 /// The non-zero tokens of a (batch, length) mask, kept in `storage`: once per batch, for all layers.

@@ -31,12 +31,20 @@ struct PerformerOptions {
   std::optional<double> epsilon{};                       ///< added to every feature; 0, for relu 1e-3
   Stabiliser stabiliser = Stabiliser::prefix;
   double fixed_shift = 0;                                ///< of Stabiliser::fixed
+  bool differentiate_maximum = false;                    ///< backward: through the maximum of Stabiliser::reference
   bool causal = false;                                   ///< keys j <= i only
   bool normalize = true;                                 ///< false: the numerator alone
   double denominator_guard = 0;                          ///< g: den + 2 g where |den| <= g
   double key_sum_epsilon = 0;                            ///< added to every component of the causal key sum
   std::span<const Index> key_lengths{};                  ///< (batch); keys from there on do not exist
   TensorView<const std::uint8_t, 2> keep_keys{};         ///< (batch, keys), extents of 1 repeat; 0: the key does not exist
+};
+
+/// As AttentionGradients.
+template <Storage T>
+struct PerformerGradients {
+  TensorView<const T, 4> out{};
+  TensorView<T, 4> query{}, key{}, value{};
 };
 
 enum class FeatureSide { query, key };

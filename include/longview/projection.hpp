@@ -23,6 +23,16 @@ struct Projection {
   TensorView<const T, 2> channel_bias{};  ///< (heads or 1, dim out), likewise
 };
 
+/// `out` arrives, the others leave where they are present, overwritten; `out` and `input` in project_backward alone. An extent
+/// of 1 on the axis of heads is summed.
+template <Storage T>
+struct ProjectionGradients {
+  TensorView<const T, 4> out{};
+  TensorView<T, 4> input{};
+  TensorView<T, 3> matrix{}, convolution{};
+  TensorView<T, 2> slot_bias{}, channel_bias{};
+};
+
 inline namespace LONGVIEW_BUILD {
 namespace detail {
 

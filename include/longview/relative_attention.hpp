@@ -24,6 +24,18 @@ struct RelativeOptions {
   Scores<T> scores{};                      ///< without alignment and alibi_slopes; causal is implied
 };
 
+/// As AttentionGradients; position and biases may have extent 1 on the axis of heads, which is then summed.
+template <Storage T>
+struct RelativeGradients {
+  TensorView<const T, 4> out{};
+  TensorView<const Compute<T>, 3> lse{};
+  TensorView<T, 4> query{}, key{}, value{};
+  SegmentGradients<T> segments{};
+  TensorView<T, 3> position{};
+  TensorView<T, 2> content_bias{}, position_bias{};
+  ScoreGradients<T> scores{};  ///< without alibi_slopes
+};
+
 inline namespace LONGVIEW_BUILD {
 
 namespace detail {

@@ -7,7 +7,7 @@
 #include <optional>
 #include <span>
 
-#include "longview/tensor_view.hpp"
+#include "longview/key_value_view.hpp"
 
 namespace longview::inline v0 {
 
@@ -34,7 +34,15 @@ class Alignment {
 inline constexpr Alignment Alignment::top_left{0, false};
 inline constexpr Alignment Alignment::bottom_right{0, true};
 
-/// s_ij = softcap(scale <query_i, key_j>) + bias_ij - slope |i' - j|, then exclusion, then sink and softmax.
+/// Each probability is left out with this probability, the others divided by what remains of 1: after the softmax, so that
+/// the log-sum-exp is that of all. Who is left out depends on (seed, batch, head, query, key) alone, so that it is the same
+/// in the backward call and for any threads, blocks or layout.
+struct Dropout {
+  double probability = 0;  ///< 0 ... 1
+  std::uint64_t seed = 0;
+};
+
+/// s_ij = softcap(scale <query_i, key_j>) + bias_ij - slope |i' - j|, then exclusion, then sink, softmax and dropout.
 ///
 /// An excluded key is absent: it joins neither maximum nor sum, and nothing of its row is visible in the result.
 template <Storage T>
@@ -48,6 +56,14 @@ struct Scores {
   TensorView<const T, 4> bias{};                  ///< likewise; -inf excludes
   std::span<const Compute<T>> alibi_slopes{};     ///< (heads)
   std::span<const Compute<T>> sinks{};            ///< (heads); a logit without a value
+  Dropout dropout{};
+};
+
+/// Gradients of what Scores says. The bias may have extent 1 on axes that are to be summed.
+template <Storage T>
+struct ScoreGradients {
+  TensorView<T, 4> bias{};
+  std::span<Compute<T>> alibi_slopes{}, sinks{};
 };
 
 /// Rows and, if wanted, the natural log-sum-exp of each row's scores. A row without keys has 0 and -inf.
@@ -67,6 +83,17 @@ struct Output {
 
   TensorView<T, 4> out;    ///< (batch, heads, queries, value_dim)
   TensorView<Lse, 3> lse;  ///< (batch, heads, queries)
+};
+
+/// Of full and sliding-window attention: `out`, and `lse` if the loss depends on it, arrive; the others leave where they are
+/// present, overwritten. What is asked for does not change the bits of what else is.
+template <Storage T>
+struct AttentionGradients {
+  TensorView<const T, 4> out{};
+  TensorView<const Compute<T>, 3> lse{};
+  TensorView<T, 4> query{}, key{}, value{};
+  ScoreGradients<T> scores{};
+  SegmentGradients<T> segments{};  ///< instead of key and value, for a KeyValueView
 };
 
 }  // namespace longview
