@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "longview/detail/attention_task.hpp"
+#include "longview/detail/repeat.hpp"
 #include "longview/key_value_view.hpp"
 #include "longview/window.hpp"
 
@@ -38,22 +39,9 @@ struct BandCall {
 };
 
 LONGVIEW_INLINE Index remainder(Index value, Index by) { return (value % by + by) % by; }
-LONGVIEW_INLINE Index repeated(Index extent, Index stride) { return extent == 1 ? 0 : stride; }
 /// steps * dilation, saturating.
 LONGVIEW_INLINE Index reach(Index steps, Index dilation) {
   return steps >= kernel::unreachable / dilation ? kernel::unreachable : steps * dilation;
-}
-
-/// An element of a view whose extents of 1 repeat.
-template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 4>& view, Index item, Index head, Index query) {
-  return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
-         head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
-}
-
-template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 2>& view, Index item) {
-  return view.data_handle() + item * repeated(view.extent(0), view.stride(0));
 }
 
 template <typename T>
