@@ -102,9 +102,4 @@ Problem<T> membership_problem(Sizes sizes) {
   return problem;
 }
 
-inline reference::Window exact_window(const longview::Window& window) {
-  const auto side = [](Index steps) { return steps == longview::unlimited ? std::nullopt : std::optional<Index>(steps); };
-  return {side(window.before), side(window.after), window.dilation};
-}
-
 }  // namespace test

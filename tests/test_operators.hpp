@@ -405,6 +405,11 @@ template <typename Real, typename T>
   return out ? within_bound(name + " lse", expected.lse, got.lse, sizes.lse()) : out;
 }
 
+inline reference::Window exact_window(const longview::Window& window) {
+  const auto side = [](Index steps) { return steps == longview::unlimited ? std::nullopt : std::optional<Index>(steps); };
+  return {side(window.before), side(window.after), window.dilation};
+}
+
 template <typename T>
 reference::AttentionResult<RealOf<T>> reference_attention(const Problem<T>& problem, const ScoresCase<T>& scores,
                                                           const std::vector<reference::Window>& windows = {}) {
