@@ -234,17 +234,12 @@ void PerformerAttention<T>::backward(detail::FavorBackwardCall<T> call, const Pe
     contract.input(name, view);
     contract.shape(name, view, rows);
   };
-  const auto output = [&](const char* name, const TensorView<T, 4>& view, const TensorView<const T, 4>& of) {
-    if (!view) return;
-    contract.output(name, view);
-    contract.shape(name, view, of.shape());
-  };
   input("out", call.result);
   contract.require(static_cast<bool>(call.d_out), "gradients.out", "is required");
   input("gradients.out", call.d_out);
-  output("gradients.query", call.d_query, call.query);
-  output("gradients.key", call.d_key, call.key);
-  output("gradients.value", call.d_value, call.value);
+  contract.gradient("gradients.query", call.d_query, call.query.shape());
+  contract.gradient("gradients.key", call.d_key, call.key.shape());
+  contract.gradient("gradients.value", call.d_value, call.value.shape());
   if (!contract.accepted()) return;
   set_shape(call, options);
   call.differentiate_maximum = options.differentiate_maximum;
