@@ -10,6 +10,7 @@
 #include "longview/detail/favor_backward_task.hpp"
 #include "longview/detail/favor_task.hpp"
 #include "longview/detail/scores_check.hpp"
+#include "longview/performer_state.hpp"
 
 namespace longview::inline v0 {
 
@@ -53,39 +54,6 @@ enum class FeatureSide { query, key };
 LONGVIEW_INLINE constexpr Index feature_count(FeatureMap map, Index projection_rows) {
   return map == FeatureMap::hyperbolic || map == FeatureMap::trigonometric ? 2 * projection_rows : projection_rows;
 }
-
-/// The sums over all keys so far, and the keys of the chunk begun. A copy is a fork.
-template <Storage T>
-class PerformerState {
- public:
-  /// (batch, key heads, features, value_dim), features as feature_count says.
-  /// \throws ContractError on a negative extent, SizeError on overflow
-  LONGVIEW_INLINE explicit PerformerState(const Shape<4>& batch_heads_features_value_dim)
-      : shape_(batch_heads_features_value_dim) {
-    detail::allocate_streams(shape_, elements_, indices_);
-    reset();
-  }
-
-  /// As if no key had ever come.
-  LONGVIEW_INLINE void reset() {
-    length_ = 0;
-    detail::restart_streams(shape_, elements_, indices_);
-  }
-  /// Positions so far.
-  LONGVIEW_INLINE Index length() const { return length_; }
-  LONGVIEW_INLINE const Shape<4>& shape() const { return shape_; }
-
-  /// For the operator.
-  LONGVIEW_INLINE T* elements() { return elements_.data(); }
-  LONGVIEW_INLINE Index* indices() { return indices_.data(); }
-  LONGVIEW_INLINE void advance(Index positions) { length_ += positions; }
-
- private:
-  Shape<4> shape_;
-  Index length_ = 0;
-  std::vector<T> elements_;
-  std::vector<Index> indices_;
-};
 
 inline namespace LONGVIEW_BUILD {
 
