@@ -10,6 +10,7 @@
   prefix template longview::kernel::BackwardKernel<T> longview::kernel::backward_kernel<T>();       \
   prefix template longview::kernel::ProjectionKernel<T> longview::kernel::projection_kernel<T>();   \
   prefix template longview::kernel::FavorKernel<T> longview::kernel::favor_kernel<T>();             \
+  prefix template longview::kernel::FavorBackwardKernel<T> longview::kernel::favor_backward_kernel<T>(); \
   prefix template longview::kernel::ReceivedKernel<T> longview::kernel::received_kernel<T>();       \
   prefix template longview::kernel::MergeKernel<T> longview::kernel::merge_kernel<T>();
 
