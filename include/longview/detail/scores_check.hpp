@@ -138,7 +138,7 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   if (!scores.alibi_slopes.empty()) contract.size(name("alibi_slopes"), scores.alibi_slopes, heads, "query");
   if (!scores.sinks.empty()) contract.size(name("sinks"), scores.sinks, heads, "query");
   if (!(scores.dropout.probability >= 0 && scores.dropout.probability <= 1))
-    contract.fail(name("dropout"), "probability must be in [0, 1] (got " + std::to_string(scores.dropout.probability) + ")");
+    contract.fail(name("dropout.probability"), "must be in [0, 1] (got " + std::to_string(scores.dropout.probability) + ")");
 }
 
 /// A field of the window of all heads, or of one.
