@@ -10,13 +10,13 @@ namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 LONGVIEW_INLINE Index repeated(Index extent, Index stride) { return extent == 1 ? 0 : stride; }
 
 template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 4>& view, Index item, Index head, Index query) {
+LONGVIEW_INLINE T* row_of(const TensorView<T, 4>& view, Index item, Index head, Index query) {
   return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
          head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
 }
 
-template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 2>& view, Index item) {
+template <typename T, std::size_t Rank>
+LONGVIEW_INLINE T* row_of(const TensorView<T, Rank>& view, Index item) {
   return view.data_handle() + item * repeated(view.extent(0), view.stride(0));
 }
 
