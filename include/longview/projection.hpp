@@ -123,14 +123,6 @@ Shape<4> check_projection(Contract& contract, const Projection<T>& projection, c
   return out;
 }
 
-template <std::size_t Rank, typename T>
-void check_gradient(Contract& contract, const char* name, const TensorView<T, Rank>& gradient, Shape<Rank> expected) {
-  if (!gradient) return;
-  contract.output(name, gradient);
-  if (gradient.extent(0) == 1) expected[0] = 1;
-  contract.shape(name, gradient, expected);
-}
-
 /// Checks the gradients of what a checked projection is made of; `slots`: the shape of its output.
 template <typename T>
 void check_gradients(Contract& contract, const ProjectionGradients<T>& gradients, const Projection<T>& projection,
@@ -138,13 +130,10 @@ void check_gradients(Contract& contract, const ProjectionGradients<T>& gradients
   contract.require(!gradients.matrix || projection.matrix, names.matrix, "has no meaning without a matrix");
   contract.require(!gradients.convolution || projection.convolution, names.convolution,
                    "has no meaning without a convolution");
-  check_gradient<3>(contract, names.matrix, gradients.matrix, {input[1], slots[2], input[2]});
-  if (gradients.convolution) {
-    contract.output(names.convolution, gradients.convolution);
-    contract.shape(names.convolution, gradients.convolution, projection.convolution.shape());
-  }
-  check_gradient<2>(contract, names.slot_bias, gradients.slot_bias, {input[1], slots[2]});
-  check_gradient<2>(contract, names.channel_bias, gradients.channel_bias, {input[1], slots[3]});
+  contract.head_gradient(names.matrix, gradients.matrix, Shape<3>{input[1], slots[2], input[2]});
+  contract.gradient(names.convolution, gradients.convolution, projection.convolution.shape());
+  contract.head_gradient(names.slot_bias, gradients.slot_bias, Shape<2>{input[1], slots[2]});
+  contract.head_gradient(names.channel_bias, gradients.channel_bias, Shape<2>{input[1], slots[3]});
 }
 
 template <typename T>

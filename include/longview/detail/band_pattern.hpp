@@ -46,11 +46,6 @@ LONGVIEW_INLINE Index reach(Index steps, Index dilation) {
   return steps >= kernel::unreachable / dilation ? kernel::unreachable : steps * dilation;
 }
 
-template <typename T, std::size_t Rank>
-LONGVIEW_INLINE T* element_at(const TensorView<T, Rank>& view, Index item, Index head, Index row) {
-  return view.data_handle() + item * view.stride(0) + head * view.stride(1) + row * view.stride(2);
-}
-
 template <typename T>
 LONGVIEW_INLINE void set_dropout_key(const Dropout& dropout, Index item, Index head, Index query, int lane,
                                      kernel::QueryBlock<T>& block) {
