@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "operator_inputs.hpp"
-#include "reference/projection.hpp"
+#include "reference/projection_gradient.hpp"
 
 namespace {
 
@@ -267,6 +267,383 @@ TEST(Projection, R03WorkspaceOneByteShort) {
   EXPECT_EQ(call.out.values()[0], -77.0F);
 }
 
+// ---- Gradients
+
+enum Gradient { d_input, d_matrix, d_convolution, d_slot_bias, d_channel_bias, gradient_count };
+
+/// A backward call in memory, with room for every gradient that the projection has.
+template <typename T>
+struct Backward {
+  Call<T> forward;
+  Laid<T, 4> out, input;
+  Laid<T, 3> matrix, convolution;
+  Laid<T, 2> slot_bias, channel_bias;
+
+  /// `summed`: gradients of what heads have of their own are summed over them.
+  Backward(const Problem<T>& of, const reference::Tensor<Real<T>>& d_out, Layout layout = Layout::packed,
+           bool summed = false)
+      : forward(of, layout),
+        out(d_out, layout),
+        input(room<T, 4>(of.input.shape(), layout)),
+        matrix(room_like<3>(of.projection.matrix, layout, summed)),
+        convolution(room_like<3>(of.projection.convolution, layout, false)),
+        slot_bias(room_like<2>(of.projection.slot_bias, layout, summed)),
+        channel_bias(room_like<2>(of.projection.channel_bias, layout, summed)) {}
+
+  longview::ProjectionGradients<T> gradients(unsigned wanted = ~0U) {
+    longview::ProjectionGradients<T> all{.out = out.view()};
+    if (wanted >> d_input & 1U) all.input = input.view();
+    if (wanted >> d_matrix & 1U) all.matrix = matrix.view();
+    if (wanted >> d_convolution & 1U) all.convolution = convolution.view();
+    if (wanted >> d_slot_bias & 1U) all.slot_bias = slot_bias.view();
+    if (wanted >> d_channel_bias & 1U) all.channel_bias = channel_bias.view();
+    return all;
+  }
+  std::vector<T> values(Gradient of) const {
+    if (of == d_input) return input.values();
+    if (of == d_matrix) return matrix.values();
+    if (of == d_convolution) return convolution.values();
+    return (of == d_slot_bias ? slot_bias : channel_bias).values();
+  }
+  using All = std::vector<std::vector<T>>;
+  All values() const {
+    All all;
+    for (int of = 0; of < gradient_count; ++of) all.push_back(values(static_cast<Gradient>(of)));
+    return all;
+  }
+  All operator()(longview::Run run = {}, unsigned wanted = ~0U) {
+    longview::project_backward(forward.input.view(), gradients(wanted), forward.projection(), run);
+    return values();
+  }
+
+ private:
+  template <std::size_t Rank>
+  static Laid<T, Rank> room_like(const reference::Tensor<Real<T>>& tensor, Layout layout, bool summed) {
+    if (!tensor.present()) return Laid<T, Rank>(reference::Tensor<double>());
+    std::vector<Index> shape = tensor.shape();
+    if (summed) shape[0] = 1;
+    return room<T, Rank>(shape, layout);
+  }
+};
+
+template <typename T>
+bool same_bits(const std::vector<std::vector<T>>& a, const std::vector<std::vector<T>>& b) {
+  bool same = a.size() == b.size();
+  for (std::size_t i = 0; same && i < a.size(); ++i) same = inputs::same_bits(a[i], b[i]);
+  return same;
+}
+
+template <typename T>
+reference::Tensor<Real<T>> arriving(const Problem<T>& problem) {
+  return normal<T>(problem.out_shape(), 6);
+}
+
+template <typename T>
+void expect_within(const reference::ProjectionGradients<Real<T>>& expected, const Backward<T>& got) {
+  const auto expect = [&](const reference::Bounded<Real<T>>& of, Gradient gradient) {
+    if (of.present()) {
+      EXPECT_TRUE(within(of, got.values(gradient))) << gradient;
+    }
+  };
+  expect(expected.input, d_input);
+  expect(expected.matrix, d_matrix);
+  expect(expected.convolution, d_convolution);
+  expect(expected.slot_bias, d_slot_bias);
+  expect(expected.channel_bias, d_channel_bias);
+}
+
+template <typename T>
+reference::ProjectionGradients<Real<T>> expected_gradients(const Problem<T>& problem,
+                                                           const reference::Tensor<Real<T>>& d_out) {
+  reference::Precision precision = precision_of<T>();
+  // The weights of a wide convolution are very many sums of very few terms, whose errors have no statistics.
+  precision.worst_case = problem.projection.convolution.present() && d_out.extent(2) < 8;
+  return reference::project_backward<Real<T>>(problem.input, d_out, problem.projection, precision);
+}
+
+template <typename T>
+void expect_certified_gradients(const Size& size) {
+  for (const Kind kind : all_kinds) {
+    SCOPED_TRACE(static_cast<int>(kind));
+    const Problem<T> problem(size, kind);
+    const auto d_out = arriving(problem);
+    Backward<T> call(problem, d_out);
+    call();
+    expect_within<T>(expected_gradients<T>(problem, d_out), call);
+  }
+}
+
+TEST(ProjectBackward, S16WithinTheCertifiedBound) {
+  on_every_set([] {
+    for (const Size& size : sizes) {
+      SCOPED_TRACE(size.length);
+      expect_certified_gradients<float>(size);
+      expect_certified_gradients<double>(size);
+    }
+  });
+}
+
+TEST(ProjectBackward, S17EveryLengthAndWidthAroundTheTiles) {
+  on_every_set([] {
+    for (Index dim = 1; dim <= 52; ++dim) expect_certified_gradients<float>({1, 1, 11, dim, 3, 53 - dim});
+    for (const Index length : {63, 64, 65, 127, 128, 129, 191, 192, 193, 400})
+      expect_certified_gradients<float>({1, 1, length, 3, 5, 2});
+    for (Index slots = 1; slots <= 18; ++slots) expect_certified_gradients<float>({1, 1, 36, 3, slots, 2});
+    for (const Index slots : {63, 64, 65, 129, 257}) expect_certified_gradients<float>({1, 1, 2 * slots, 3, slots, 9});
+  });
+}
+
+TEST(ProjectBackward, G04GradientsOfExtentOneAreSummedOverHeads) {
+  on_every_set([] {
+    Problem<float> problem({3, 4, 30, 7, 5, 7, true, true}, Kind::matrix);
+    const auto d_out = arriving(problem);
+    Backward<float> call(problem, d_out, Layout::packed, true);
+    call();
+    auto expected = expected_gradients<float>(problem, d_out);
+    // Neither depends on the projection, so that one for all heads has the sums.
+    const Problem<float> shared({3, 4, 30, 7, 5, 7, false, true}, Kind::matrix);
+    const auto sums = expected_gradients<float>(shared, d_out);
+    expected.matrix = sums.matrix, expected.slot_bias = sums.slot_bias, expected.channel_bias = sums.channel_bias;
+    expect_within<float>(expected, call);
+  });
+}
+
+TEST(ProjectBackward, L01L02L07EveryLayoutGivesTheSameBits) {
+  on_every_set([] {
+    for (const Size& size : sizes)
+      for (const Kind kind : all_kinds) {
+        const Problem<float> problem(size, kind);
+        const auto d_out = arriving(problem);
+        const auto expected = Backward<float>(problem, d_out)();
+        for (const Layout layout : all_layouts)
+          EXPECT_TRUE(same_bits(Backward<float>(problem, d_out, layout)(), expected));
+      }
+  });
+}
+
+TEST(ProjectBackward, L03RepeatedGradients) {
+  for (const Kind kind : all_kinds) {
+    const Problem<float> problem({2, 3, 20, 5, 4, 5}, kind);
+    auto d_out = arriving(problem);
+    for (std::size_t at = 0; at < d_out.elements().size(); ++at) d_out.elements()[at] = 0.5;
+    Backward<float> call(problem, d_out);
+    const auto expected = call();
+    const float half = 0.5F;
+    auto gradients = call.gradients();
+    gradients.out = {&half, {2, 3, 4, 5}, {0, 0, 0, 0}};
+    longview::project_backward(call.forward.input.view(), gradients, call.forward.projection());
+    EXPECT_TRUE(same_bits(call.values(), expected));
+  }
+}
+
+TEST(ProjectBackward, NothingBesideTheGradientsIsWritten) {
+  for (const Kind kind : all_kinds) {
+    const Problem<float> problem({2, 2, 30, 7, 5, 6, false, true}, kind);
+    Backward<float> call(problem, arriving(problem), Layout::gaps);
+    call();
+    const auto written = [](const std::vector<float>& memory) {
+      return static_cast<std::size_t>(std::count_if(memory.begin(), memory.end(), [](float x) { return x == x; }));
+    };
+    EXPECT_EQ(written(call.input.memory()), call.input.values().size());
+    EXPECT_EQ(written(call.matrix.memory()), call.matrix.values().size());
+    EXPECT_EQ(written(call.convolution.memory()), call.convolution.values().size());
+    EXPECT_EQ(written(call.slot_bias.memory()), call.slot_bias.values().size());
+    EXPECT_EQ(written(call.channel_bias.memory()), call.channel_bias.values().size());
+  }
+}
+
+TEST(ProjectBackward, T01T02EveryExecutorGivesTheSameBits) {
+  on_every_set([] {
+    for (const Size size : {Size{1, 1, 500, 130, 300, 140, false, true}, Size{3, 2, 40, 6, 5, 6, true, true}})
+      for (const Kind kind : all_kinds) {
+        const Problem<float> problem(size, kind);
+        const auto d_out = arriving(problem);
+        const auto expected = Backward<float>(problem, d_out)();
+        on_every_executor(
+            [&](const auto& executor) { EXPECT_TRUE(same_bits(Backward<float>(problem, d_out)(executor), expected)); });
+      }
+  });
+}
+
+TEST(ProjectBackward, G02EverySubsetGivesTheSameBits) {
+  on_every_set([] {
+    for (const Kind kind : all_kinds) {
+      const Problem<float> problem({2, 3, 70, 20, 9, 21, true, true}, kind);
+      const auto d_out = arriving(problem);
+      const auto expected = Backward<float>(problem, d_out)();
+      for (unsigned wanted = 0; wanted < 1U << gradient_count; ++wanted) {
+        const auto got = Backward<float>(problem, d_out)({}, wanted);
+        for (unsigned of = 0; of < gradient_count; ++of) {
+          const auto untouched = std::vector<float>(expected[of].size(), -77.0F);
+          EXPECT_TRUE(inputs::same_bits(got[of], wanted >> of & 1U ? expected[of] : untouched)) << wanted << ", " << of;
+        }
+      }
+    }
+  });
+}
+
+TEST(ProjectBackward, S01S02S03EmptyExtents) {
+  on_every_set([] {
+    // Nothing arrives: gradients are zeros.
+    for (const Kind kind : all_kinds)
+      for (const Size& size : {Size{0, 2, 12, 3, 4, 3, true, true}, Size{2, 2, 3, 3, 0, 3, true, true},
+                               Size{2, 2, 12, 0, 4, 0, true, true}}) {
+        Problem<float> problem(size, kind);
+        if (size.slots == 0 && kind != Kind::matrix) {
+          problem = Problem<float>({2, 2, 3, 3, 1, 3}, kind);
+          if (kind == Kind::mean) problem.projection.mean_pool = 4;
+          if (kind == Kind::maximum) problem.projection.max_pool = 4;
+          if (kind == Kind::convolution) problem.projection.convolution = normal<float>({3, 3, 4}, 1);
+        }
+        Backward<float> call(problem, arriving(problem));
+        for (const auto& gradient : call())
+          for (const float x : gradient) EXPECT_TRUE(x == 0 && !std::signbit(x));
+      }
+  });
+  auto input = room<float, 4>({2, 0, 8, 3}), d_out = room<float, 4>({2, 0, 2, 3});
+  longview::project_backward(input.view(), {.out = d_out.view(), .input = input.view()}, {.mean_pool = 4});
+}
+
+TEST(ProjectBackward, RowsWithoutASlotGetZeros) {
+  on_every_set([] {
+    for (const Kind kind : {Kind::mean, Kind::maximum, Kind::convolution}) {
+      Problem<float> problem({1, 2, 12, 5, 3, 5}, kind);
+      const auto d_out = arriving(problem);
+      const auto expected = Backward<float>(problem, d_out)();
+      auto longer = reference::Tensor<double>({1, 2, 15, 5}, nan_value);
+      for (Index h = 0; h < 2; ++h)
+        for (Index i = 0; i < 12; ++i)
+          for (Index c = 0; c < 5; ++c) longer(0, h, i, c) = problem.input(0, h, i, c);
+      problem.input = longer;
+      Backward<float> call(problem, d_out);
+      const auto got = call();
+      EXPECT_TRUE(inputs::same_bits(got[d_convolution], expected[d_convolution]));
+      for (Index h = 0; h < 2; ++h)
+        for (Index i = 0; i < 15; ++i)
+          for (Index c = 0; c < 5; ++c)
+            EXPECT_EQ(call.input.view()(0, h, i, c),
+                      i < 12 ? expected[d_input][static_cast<std::size_t>((h * 12 + i) * 5 + c)] : 0.0F);
+    }
+  });
+}
+
+/// d_input of one channel under max_pool, with 2, 3, ... arriving.
+std::vector<float> through_maximum(const std::vector<float>& rows, Index rate) {
+  const auto length = static_cast<Index>(rows.size());
+  std::vector<float> d_out(static_cast<std::size_t>(length / rate)), result(rows.size(), -77.0F);
+  for (std::size_t s = 0; s < d_out.size(); ++s) d_out[s] = static_cast<float>(s + 2);
+  longview::project_backward(
+      TensorView<const float, 4>(rows.data(), {1, 1, length, 1}),
+      {.out = {d_out.data(), {1, 1, length / rate, 1}}, .input = {result.data(), {1, 1, length, 1}}},
+      {.max_pool = rate});
+  return result;
+}
+
+TEST(ProjectBackward, TheFirstMaximumGetsTheGradient) {
+  on_every_set([] {
+    const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+    EXPECT_EQ(through_maximum({1, 3, 3, 2, 5, 5}, 3), (std::vector<float>{0, 2, 0, 0, 3, 0}));
+    EXPECT_EQ(through_maximum({-0.0F, 0.0F, 0.0F, -0.0F}, 2), (std::vector<float>{2, 0, 3, 0}));
+    EXPECT_EQ(through_maximum({-infinity, -infinity, 1, infinity}, 2), (std::vector<float>{2, 0, 0, 3}));
+    EXPECT_EQ(through_maximum({-1, -3, -2, -2}, 4), (std::vector<float>{2, 0, 0, 0}));
+    EXPECT_EQ(through_maximum({infinity, nan, nan, 1, -nan, 5}, 3), (std::vector<float>{0, 2, 0, 0, 3, 0}));
+    EXPECT_EQ(through_maximum({nan, 7}, 1), (std::vector<float>{2, 3}));
+  });
+}
+
+TEST(ProjectBackward, G03ZeroAndNanArriving) {
+  on_every_set([] {
+    for (const Kind kind : all_kinds) {
+      const Problem<float> problem({2, 2, 24, 20, 6, 20, false, true}, kind);
+      auto d_out = arriving(problem);
+      const auto clean = Backward<float>(problem, d_out)();
+      d_out(1, 0, 3, 17) = nan_value;
+      Backward<float> call(problem, d_out);
+      const auto got = call();
+      // Of group 3 where slots are groups, of channel 17 where channels are apart.
+      const bool by_channel = kind != Kind::convolution;
+      std::size_t at = 0;
+      for (Index b = 0; b < 2; ++b)
+        for (Index h = 0; h < 2; ++h)
+          for (Index i = 0; i < 24; ++i)
+            for (Index c = 0; c < 20; ++c, ++at) {
+              const bool reached = b == 1 && h == 0 && (kind == Kind::matrix || i / 4 == 3) && (!by_channel || c == 17);
+              EXPECT_TRUE(reached || got[d_input][at] == clean[d_input][at]);
+              EXPECT_TRUE(!reached || kind == Kind::maximum || std::isnan(got[d_input][at]));
+            }
+      if (kind == Kind::maximum) {
+        const auto count = std::count_if(got[d_input].begin(), got[d_input].end(), [](float x) { return x != x; });
+        EXPECT_EQ(count, 1);
+      }
+      for (std::size_t j = 0; j < got[d_matrix].size(); ++j)
+        EXPECT_TRUE(j / 24 == 3 ? std::isnan(got[d_matrix][j]) : got[d_matrix][j] == clean[d_matrix][j]);
+      for (std::size_t w = 0; w < got[d_convolution].size(); ++w)
+        EXPECT_TRUE(w / 80 == 17 ? std::isnan(got[d_convolution][w])
+                                 : got[d_convolution][w] == clean[d_convolution][w]);
+      for (std::size_t s = 0; s < 6; ++s)
+        EXPECT_TRUE(s == 3 ? std::isnan(got[d_slot_bias][s]) : got[d_slot_bias][s] == clean[d_slot_bias][s]);
+      for (std::size_t c = 0; c < 20; ++c)
+        EXPECT_TRUE(c == 17 ? std::isnan(got[d_channel_bias][c]) : got[d_channel_bias][c] == clean[d_channel_bias][c]);
+    }
+    const Problem<float> problem({2, 2, 24, 20, 6, 20, false, true}, Kind::matrix);
+    for (const auto& gradient : Backward<float>(problem, reference::Tensor<double>(problem.out_shape()))())
+      for (const float x : gradient) EXPECT_EQ(x, 0);
+  });
+}
+
+TEST(ProjectBackward, M30R02ExactWorkspaceHoldingNan) {
+  for (const Kind kind : all_kinds) {
+    const Problem<float> problem({2, 1, 100, 30, 20, 20, false, true}, kind);
+    const auto d_out = arriving(problem);
+    const auto expected = Backward<float>(problem, d_out)();
+    for (const Index threads : {1, 3}) {
+      const longview::Parallel executor{threads, [](Index count, longview::TaskBody body) {
+                                          while (count-- > 0) body(count);
+                                        }};
+      longview::DryRun rehearsal;
+      Backward<float> call(problem, d_out);
+      EXPECT_EQ(call({executor, rehearsal})[d_input][0], -77.0F);
+      ASSERT_TRUE(rehearsal.ok());
+      std::vector<std::byte> memory(rehearsal.workspace_bytes() + 64, std::byte{0xff});
+      for (const std::size_t phase : {std::size_t{0}, std::size_t{1}, std::size_t{63}})
+        EXPECT_TRUE(
+            same_bits(call({executor, std::span(memory).subspan(phase, rehearsal.workspace_bytes())}), expected));
+    }
+  }
+}
+
+TEST(ProjectBackward, R03WorkspaceOneByteShort) {
+  const Problem<float> problem({1, 1, 20, 3, 4, 3}, Kind::matrix);
+  Backward<float> call(problem, arriving(problem));
+  longview::DryRun rehearsal;
+  call({longview::Sequential(), rehearsal});
+  EXPECT_LE(rehearsal.workspace_bytes(), std::size_t{256} * 1024);
+  std::vector<std::byte> memory(rehearsal.workspace_bytes() - 1);
+  try {
+    call({longview::Sequential(), memory});
+    FAIL();
+  } catch (const longview::ContractError& error) {
+    EXPECT_EQ(error.what(), "project_backward: run: workspace too small (got " + std::to_string(memory.size()) +
+                                " bytes, expected " + std::to_string(memory.size() + 1) + ")");
+  }
+  EXPECT_EQ(call.input.values()[0], -77.0F);
+}
+
+TEST(ProjectBackward, ScratchDoesNotGrowWithTheLength) {
+  const auto bytes = [](Index length) {
+    longview::DryRun rehearsal;
+    longview::project_backward(TensorView<const float, 4>(nullptr, {2, 8, length, 128}),
+                               {.out = {nullptr, {2, 8, 256, 128}},
+                                .input = {nullptr, {2, 8, length, 128}},
+                                .matrix = {nullptr, {1, 256, length}}},
+                               {.matrix = {nullptr, {1, 256, length}}}, {longview::Sequential(), rehearsal});
+    EXPECT_STREQ(rehearsal.error(), "");
+    return rehearsal.workspace_bytes();
+  };
+  EXPECT_EQ(bytes(Index{1} << 20), bytes(Index{1} << 10));
+  EXPECT_LE(bytes(Index{1} << 20), std::size_t{256} * 1024);
+}
+
 class ProjectionErrors : public ::testing::Test {
  protected:
   using View3 = TensorView<const float, 3>;
@@ -348,6 +725,47 @@ TEST_F(ProjectionErrors, S10S11Extents) {
                                 TensorView<float, 4>(out, {1, 2, 2, 3}), {.mean_pool = 4}, run);
             }),
             "project: input: element count overflows");
+}
+
+TEST_F(ProjectionErrors, G07Gradients) {
+  using View4 = TensorView<const float, 4>;
+  const auto call = [&](const longview::ProjectionGradients<float>& gradients,
+                        const longview::Projection<float>& projection) {
+    return error_of([&](longview::Run run) {
+      longview::project_backward(View4(input, {1, 2, 8, 3}), gradients, projection, run);
+    });
+  };
+  const std::string op = "project_backward: ";
+  const longview::Projection<float> matrix{.matrix = View3(weights, {1, 2, 8})}, pool{.max_pool = 4},
+      convolution{.convolution = View3(weights, {5, 3, 4})};
+  const View4 d_out(input, {1, 2, 2, 3});
+  const TensorView<float, 4> d_rows(out, {1, 2, 8, 3});
+  EXPECT_EQ(call({.out = d_out, .input = d_rows}, matrix), "no error");
+  EXPECT_EQ(call({.input = d_rows}, matrix), op + "gradients.out: is required");
+  EXPECT_EQ(call({.out = d_out}, {}),
+            op + "projection: exactly one of matrix, mean_pool, max_pool, convolution (got 0, expected 1)");
+  EXPECT_EQ(call({.out = {input, {1, 2, 3, 3}}}, matrix), op + "gradients.out: shape (got 1x2x3x3, expected 1x2x2x3)");
+  EXPECT_EQ(call({.out = d_out, .input = {out, {1, 2, 7, 3}}}, matrix),
+            op + "gradients.input: shape (got 1x2x7x3, expected 1x2x8x3)");
+  EXPECT_EQ(call({.out = d_out, .matrix = {out, {1, 2, 8}}}, pool),
+            op + "gradients.matrix: has no meaning without a matrix");
+  EXPECT_EQ(call({.out = d_out, .convolution = {out, {5, 3, 1}}}, matrix),
+            op + "gradients.convolution: has no meaning without a convolution");
+  EXPECT_EQ(call({.out = d_out, .matrix = {out, {1, 2, 7}}}, matrix),
+            op + "gradients.matrix: shape (got 1x2x7, expected 1x2x8)");
+  EXPECT_EQ(call({.out = d_out, .matrix = {out, {3, 2, 8}}}, matrix),
+            op + "gradients.matrix: shape (got 3x2x8, expected 2x2x8)");
+  EXPECT_EQ(call({.out = {input, {1, 2, 2, 5}}, .convolution = {out, {5, 3, 3}}}, convolution),
+            op + "gradients.convolution: shape (got 5x3x3, expected 5x3x4)");
+  EXPECT_EQ(call({.out = d_out, .slot_bias = {out, {1, 3}}}, pool),
+            op + "gradients.slot_bias: shape (got 1x3, expected 1x2)");
+  EXPECT_EQ(call({.out = d_out, .channel_bias = {out, {2, 2}}}, pool),
+            op + "gradients.channel_bias: shape (got 2x2, expected 2x3)");
+  EXPECT_EQ(call({.out = d_out, .input = {input, {1, 2, 8, 3}}}, pool), op + "gradients.input: overlaps input");
+  EXPECT_EQ(call({.out = d_out, .input = d_rows, .matrix = {out, {1, 2, 8}}}, matrix),
+            op + "gradients.matrix: overlaps gradients.input");
+  EXPECT_EQ(call({.out = d_out, .slot_bias = {out, {2, 2}, {0, 1}}}, pool),
+            op + "gradients.slot_bias: elements overlap (stride 0 on dim 0)");
 }
 
 template <typename T = double>

@@ -7,12 +7,14 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
-/// The rows of one part: row r at out + r * out_row, its log-sum-exp at lse + r * lse_row.
+/// The rows of one part: row r at out + r * out_row, its log-sum-exp at lse + r * lse_row. Null: absent.
 template <typename T>
-struct MergePart {
-  const T *out, *lse;
+struct MergeRows {
+  T *out, *lse;
   Index out_row, out_channel, lse_row;
 };
+template <typename T>
+using MergePart = MergeRows<const T>;
 
 /// A row of a part with the weight that it gets.
 template <typename T>
@@ -31,6 +33,15 @@ struct MergeTask {
   Index part_count, rows, channels;
   T *out, *lse;  // lse null: not wanted
   Index out_row, out_channel, lse_row;
+};
+
+/// The gradients of a merge, for rows of one (batch, head).
+template <typename T>
+struct MergeGradientTask {
+  const MergePart<T>* parts;
+  const MergeRows<T>* gradients;  // of the parts
+  Index part_count, rows, channels;
+  MergePart<T> whole, d_whole;
 };
 
 /// Most lanes of one vector.

@@ -202,6 +202,15 @@ MergeKernel<T> merge_kernel() {
   LONGVIEW_RETURN_BY_TARGET(merge<T>)
 }
 
+template <typename T>
+struct MergeGradientKernel {
+  void (*run)(const MergeGradientTask<T>& task);
+};
+template <typename T>
+MergeGradientKernel<T> merge_gradient_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(merge_gradient<T>)
+}
+
 #undef LONGVIEW_RETURN_BY_TARGET
 #undef LONGVIEW_CASE_AVX512
 #undef LONGVIEW_CASE_AVX2
