@@ -27,8 +27,8 @@ struct SlidingWindowAttention {
 };
 
 template <Storage T>
-void SlidingWindowAttention<T>::forward(detail::BandCall<T> call, const SlidingWindowOptions<T>& options, bool default_is_bottom_right,
-                                        Run run) {
+void SlidingWindowAttention<T>::forward(detail::BandCall<T> call, const SlidingWindowOptions<T>& options,
+                                        bool default_is_bottom_right, Run run) {
   detail::Contract contract("sliding_window_attention", run);
   call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
   detail::check_tensors(contract, call);

@@ -67,7 +67,7 @@ Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, 
   const Index block_bytes = kernel::block_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
   const Index tile_bytes = kernel::tile_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
   const Index by_memory = (Index{240} * 1024 - tile_bytes) / block_bytes;
-  const Index by_workers = total_rows / (workers * 4 * block_rows);
+  const Index by_workers = total_rows / (4 * block_rows) / workers;
   Index blocks = by_memory < kernel::most_blocks ? by_memory : kernel::most_blocks;
   if (workers > 1 && blocks > by_workers) blocks = by_workers;
   const Index all = (total_rows + block_rows - 1) / block_rows;
