@@ -348,6 +348,18 @@ TYPED_TEST(FullAttention, D05_PiecesOfKeys) {
   }
 }
 
+TYPED_TEST(FullAttention, D03_PiecesWithGaps) {
+  for (const bool causal : {false, true}) {
+    const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                         Scores<TypeParam> scores) {
+      scores.causal = causal;
+      longview::full_attention(query, keys, out, scores);
+    };
+    test::expect_the_same_with_gaps<TypeParam>(60, 210, true, run, 30);
+    test::expect_the_same_with_gaps<TypeParam>(3, 210, true, run, 130);
+  }
+}
+
 /// A chunk by its offset, without pieces.
 TYPED_TEST(FullAttention, D02_ChunksByOffset) {
   Random random(7);

@@ -219,6 +219,16 @@ TYPED_TEST(Relative, D01_D02_ChunksAndPieces) {
   }
 }
 
+TYPED_TEST(Relative, D03_PiecesWithGaps) {
+  Random random(8);
+  const auto table = random.values<TypeParam>(210 * 5);
+  const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                       const Scores<TypeParam>& scores) {
+    longview::relative_attention(query, keys, out, {.position = {table.data(), {1, 210, 5}}, .scores = scores});
+  };
+  test::expect_the_same_with_gaps<TypeParam>(60, 210, false, run, 32);
+}
+
 TYPED_TEST(Relative, SinusoidalPositions) {
   for (const Index width : {2, 8, 40})
     for (const std::optional<Index> clamp : {std::optional<Index>{}, std::optional<Index>{0}, std::optional<Index>{100}}) {

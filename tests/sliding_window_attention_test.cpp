@@ -275,6 +275,16 @@ TYPED_TEST(SlidingWindow, D05_PiecesOfKeys) {
   }
 }
 
+TYPED_TEST(SlidingWindow, D03_PiecesWithGaps) {
+  for (const Window& window : {Window{20, 5}, Window{9, 4, 3}, Window{unlimited, 0, 2}}) {
+    const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                         const Scores<TypeParam>& scores) {
+      longview::sliding_window_attention(query, keys, out, {.window = window, .scores = scores});
+    };
+    test::expect_the_same_with_gaps<TypeParam>(60, 210, true, run, 31);
+  }
+}
+
 /// Pinned keys at the start, then a gap, then a ring in two parts: the same as a mask over everything.
 TYPED_TEST(SlidingWindow, D03_PiecesWithAGap) {
   Random random(9);

@@ -199,6 +199,7 @@ void relative_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>&
 /// out[r] = [sin(t f), cos(t f)] (halves one after the other) with f_a = 10000^(-2a / width), t = min(r, clamp).
 ///
 /// \param out (distances, width), width even; written
+/// \throws ContractError on an odd width, a negative clamp, elements that overlap
 template <Storage T>
 void sinusoidal_positions(TensorView<T, 2> out, std::optional<Index> clamp = {}) {
   const Run run;
