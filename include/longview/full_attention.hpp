@@ -7,29 +7,49 @@
 /// "FlashAttention", 2022, arXiv:2205.14135.
 #pragma once
 
-#include "longview/detail/band_pattern.hpp"
-#include "longview/detail/scores_check.hpp"
+#include "longview/detail/backward_check.hpp"
+#include "longview/detail/backward_task.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD {
 
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct FullAttention {
-  static void forward(detail::BandCall<T> call, bool default_is_bottom_right, Run run);
+  static void forward(detail::BandCall<T> call, bool in_pieces, Run run);
+  static void backward(detail::BandCall<T> call, const Output<const T>& out, const AttentionGradients<T>& gradients,
+                       bool in_pieces, Run run);
+
+ private:
+  /// Queries of a KeyValueView are the newest positions.
+  static Index offset_of(const detail::BandCall<T>& call, bool in_pieces) {
+    const Alignment otherwise = in_pieces ? Alignment::bottom_right : Alignment::top_left;
+    return call.scores->alignment.value_or(otherwise).offset(call.query.extent(2), call.positions);
+  }
+  static void check_options(detail::Contract& contract, const detail::BandCall<T>& call, bool in_pieces) {
+    detail::check_scores(contract, call, "options.", call.scores->causal || !call.scores->alibi_slopes.empty(), in_pieces);
+  }
 };
 
 template <Storage T>
-void FullAttention<T>::forward(detail::BandCall<T> call, bool default_is_bottom_right, Run run) {
+void FullAttention<T>::forward(detail::BandCall<T> call, bool in_pieces, Run run) {
   detail::Contract contract("full_attention", run);
-  const Scores<T>& scores = *call.scores;
   detail::check_tensors(contract, call);
-  detail::check_scores(contract, call, "options.", scores.causal || !scores.alibi_slopes.empty(),
-                       default_is_bottom_right);
+  check_options(contract, call, in_pieces);
   if (!contract.accepted()) return;
-  const Alignment alignment =
-      scores.alignment.value_or(default_is_bottom_right ? Alignment::bottom_right : Alignment::top_left);
-  call.offset = alignment.offset(call.query.extent(2), call.positions);
+  call.offset = offset_of(call, in_pieces);
   detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
+}
+
+template <Storage T>
+void FullAttention<T>::backward(detail::BandCall<T> call, const Output<const T>& out, const AttentionGradients<T>& gradients,
+                                bool in_pieces, Run run) {
+  detail::Contract contract("full_attention_backward", run);
+  const auto wanted = detail::check_backward(contract, call, out, gradients, in_pieces);
+  check_options(contract, call, in_pieces);
+  if (!contract.accepted()) return;
+  call.offset = offset_of(call, in_pieces);
+  detail::attend_backward(contract, detail::shape_of(call), call, wanted, detail::BandPattern<T>(call),
+                          static_cast<Index>(call.keys.size()));
 }
 
 /// out[b,h,i] = sum_j softmax_j(s[b,h,i,j]) value[b,h',j], with s of Scores and h' = h / (query heads / key heads).
@@ -54,6 +74,34 @@ template <Element Q, Storage KV>
 void full_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                     const Scores<Value<Q>>& options = {}, Run run = {}) {
   FullAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys, .scores = &options}, true, run);
+}
+
+/// The gradients of sum(out * gradients.out) + sum(lse * gradients.lse) of that call of full_attention, in the fields of
+/// `gradients` that are present, overwritten.
+///
+/// \param query, key, value, options as in the forward call
+/// \param out what that call wrote, log-sum-exp included
+/// \param gradients out (and lse, if the loss depends on it) arrive; the others leave, of the shapes of what they belong to.
+///        The bias's may have extent 1 on axes to be summed. The bits do not depend on which are asked for
+/// \throws ContractError on shapes that disagree, an lse left out, gradients of what is absent, outputs that overlap anything
+///
+/// Rows without keys give and get zeros. Probabilities are recomputed, never stored. Work: batch * heads * queries * keys *
+/// (3 head_dim + 2 value_dim) multiply-adds. Scratch: at most 512 KiB a worker for dimensions up to 128. Tasks of different
+/// (batch, key head)s are independent, those of one follow each other tile by tile; they run one after another where a
+/// gradient of the bias is summed over batch, heads or keys.
+/// Source: Dao et al., "FlashAttention", 2022, appendix B.2, arXiv:2205.14135.
+template <Element Q>
+void full_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,
+                             const AttentionGradients<Value<Q>>& gradients, const Scores<Value<Q>>& options = {}, Run run = {}) {
+  FullAttention<Value<Q>>::backward({.query = query, .keys = {key, value}, .scores = &options}, out, gradients, false, run);
+}
+
+/// Likewise for keys in several pieces, with gradients.segments instead of gradients.key and gradients.value.
+template <Element Q, Storage KV>
+  requires std::same_as<KV, Value<Q>>
+void full_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
+                             const AttentionGradients<Value<Q>>& gradients, const Scores<Value<Q>>& options = {}, Run run = {}) {
+  FullAttention<Value<Q>>::backward({.query = query, .keys = keys, .scores = &options}, out, gradients, true, run);
 }
 
 }  // namespace longview

@@ -61,13 +61,13 @@ class TaskGrid {
   Index rows_per_task_, per_item_ = 0;
 };
 
-/// Blocks of one task: few enough for the scratch of a worker to stay near 256 KiB, and for every worker to have work.
-template <typename T>
-Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, Index total_rows, Index workers) {
-  const Index block_bytes = kernel::block_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
-  const Index tile_bytes = kernel::tile_scratch(shape, block_rows) * static_cast<Index>(sizeof(T));
-  const Index by_memory = (Index{240} * 1024 - tile_bytes) / block_bytes;
-  const Index by_workers = total_rows / (workers * 4 * block_rows);
+/// What decides how many blocks a task has, in bytes.
+struct TaskSize {
+  Index block, tile, most;
+};
+/// Blocks of one task: few enough for the scratch of a worker, and for every worker to have `shares` tasks.
+inline Index blocks_per_task(const TaskSize& size, Index block_rows, Index total_rows, Index workers, Index shares) {
+  const Index by_memory = (size.most - size.tile) / size.block, by_workers = total_rows / (workers * shares * block_rows);
   Index blocks = by_memory < kernel::most_blocks ? by_memory : kernel::most_blocks;
   if (workers > 1 && blocks > by_workers) blocks = by_workers;
   const Index all = (total_rows + block_rows - 1) / block_rows;
@@ -75,19 +75,34 @@ Index blocks_per_task(const kernel::AttentionShape<T>& shape, Index block_rows, 
   return blocks > 1 ? blocks : 1;
 }
 
-/// The lanes of the block of at most `width` rows that begins with row `row` of a place.
+/// Of all heads, items and residue classes.
+template <typename Pattern>
+Index total_rows(const Pattern& pattern) {
+  Index rows = 0;
+  for (Index group = 0; group < pattern.groups(); ++group)
+    rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
+  return rows;
+}
+
+/// Calls fill(head, query, lane) for the lanes of the block of at most `width` rows that begins with row `row`. Lanes beyond the
+/// last row repeat it, so that kernels need no special case. Returns the number of rows.
+template <typename Fill>
+LONGVIEW_INLINE Index fill_lanes(const RowSet& rows, Index row, Index width, const Fill& fill) {
+  const Index left = rows.heads * rows.count - row, count = left < width ? left : width;
+  for (Index lane = 0; lane < width; ++lane) {
+    const Index at = row + (lane < count ? lane : count - 1), number = at % rows.count;
+    fill(rows.head + at / rows.count, rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step,
+         static_cast<int>(lane));
+  }
+  return count;
+}
+
 template <typename T, typename Pattern>
 void fill_block(const Pattern& pattern, const GridPlace& place, const RowSet& rows, Index row, Index width,
                 kernel::QueryBlock<T>& block) {
-  const Index left = rows.heads * rows.count - row;
-  block.count = left < width ? left : width;
-  // Lanes beyond the last row repeat it, so that the kernel needs no special case.
-  for (Index lane = 0; lane < width; ++lane) {
-    const Index at = row + (lane < block.count ? lane : block.count - 1);
-    const Index number = at % rows.count;
-    const Index query = rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step;
-    pattern.lane(place, rows.head + at / rows.count, query, static_cast<int>(lane), block);
-  }
+  block.count = fill_lanes(rows, row, width, [&](Index head, Index query, int lane) {
+    pattern.lane(place, head, query, lane, block);
+  });
 }
 
 /// A pattern cut into tasks, ready to run.
@@ -100,7 +115,7 @@ class AttentionWork {
         shape_(shape),
         pattern_(pattern),
         segments_(segments),
-        blocks_(blocks_per_task(shape, kernel_.block_rows, total_rows(pattern), workers)),
+        blocks_(blocks_per_task(task_size(shape, kernel_.block_rows), kernel_.block_rows, total_rows(pattern), workers, 4)),
         grid_(pattern, blocks_ * kernel_.block_rows) {}
 
   Index tasks() const { return grid_.size(); }
@@ -132,11 +147,9 @@ class AttentionWork {
   }
 
  private:
-  static Index total_rows(const Pattern& pattern) {
-    Index rows = 0;
-    for (Index group = 0; group < pattern.groups(); ++group)
-      rows += pattern.items() * pattern.residues(group) * pattern.most_rows(group);
-    return rows;
+  static TaskSize task_size(const kernel::AttentionShape<T>& shape, Index width) {
+    constexpr auto size = static_cast<Index>(sizeof(T));
+    return {kernel::block_scratch(shape, width) * size, kernel::tile_scratch(shape, width) * size, Index{240} * 1024};
   }
 
   const kernel::AttentionKernel<T> kernel_;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "longview/detail/attention_task.hpp"
+#include "longview/detail/random.hpp"
 #include "longview/key_value_view.hpp"
 #include "longview/window.hpp"
 
@@ -17,6 +18,7 @@ struct BandCall {
   TensorView<const T, 4> query;
   Output<T> out{{}};
   KeyValueView<T> keys{{}, {}};
+  SegmentGradients<T> d_keys{};  // backward: where wanted
   Index segment_position[KeyValueView<T>::most_segments] = {};
   const Scores<T>* scores = nullptr;
   TensorView<const std::uint8_t, 2> keep_tokens{};  // (batch, keys); 0 is padding
@@ -44,16 +46,30 @@ LONGVIEW_INLINE Index reach(Index steps, Index dilation) {
   return steps >= kernel::unreachable / dilation ? kernel::unreachable : steps * dilation;
 }
 
+template <typename T, std::size_t Rank>
+LONGVIEW_INLINE T* element_at(const TensorView<T, Rank>& view, Index item, Index head, Index row) {
+  return view.data_handle() + item * view.stride(0) + head * view.stride(1) + row * view.stride(2);
+}
+
 /// An element of a view whose extents of 1 repeat.
 template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 4>& view, Index item, Index head, Index query) {
+LONGVIEW_INLINE T* row_of(const TensorView<T, 4>& view, Index item, Index head, Index query) {
   return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
          head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
 }
 
-template <typename T>
-LONGVIEW_INLINE const T* row_of(const TensorView<const T, 2>& view, Index item) {
+template <typename T, std::size_t Rank>
+LONGVIEW_INLINE T* row_of(const TensorView<T, Rank>& view, Index item) {
   return view.data_handle() + item * repeated(view.extent(0), view.stride(0));
+}
+
+template <typename T>
+LONGVIEW_INLINE void set_dropout_key(const Dropout& dropout, Index item, Index head, Index query, int lane,
+                                     kernel::QueryBlock<T>& block) {
+  const auto row = static_cast<std::uint64_t>(query);
+  const auto words = philox({static_cast<std::uint32_t>(item), static_cast<std::uint32_t>(head), static_cast<std::uint32_t>(row),
+                             static_cast<std::uint32_t>(row >> 32)}, dropout.seed);
+  block.dropout_key[0][lane] = words[0], block.dropout_key[1][lane] = words[1];
 }
 
 template <typename T>
@@ -87,15 +103,15 @@ class BandPattern {
     const auto &out = call_.out.out;
     const auto& lse = call_.out.lse;
     const Scores<T>& scores = *call_.scores;
-    block.query[lane] = q.data_handle() + place.item * q.stride(0) + head * q.stride(1) + query * q.stride(2);
-    block.out[lane] = out.data_handle() + place.item * out.stride(0) + head * out.stride(1) + query * out.stride(2);
-    block.lse[lane] = lse ? lse.data_handle() + place.item * lse.stride(0) + head * lse.stride(1) + query * lse.stride(2)
-                          : nullptr;
+    block.query[lane] = element_at(q, place.item, head, query);
+    block.out[lane] = element_at(out, place.item, head, query);
+    block.lse[lane] = lse ? element_at(lse, place.item, head, query) : nullptr;
     block.position[lane] = query + call_.offset;
     if (scores.keep_mask) block.keep_mask[lane] = row_of(scores.keep_mask, place.item, head, query);
     if (scores.bias) block.bias[lane] = row_of(scores.bias, place.item, head, query);
     if (!scores.alibi_slopes.empty()) block.slope[lane] = scores.alibi_slopes[static_cast<std::size_t>(head)];
     if (!scores.sinks.empty()) block.sink[lane] = scores.sinks[static_cast<std::size_t>(head)];
+    if (scores.dropout.probability > 0) set_dropout_key(scores.dropout, place.item, head, query, lane, block);
   }
 
   void segments(const GridPlace& place, kernel::AttentionTask<T>& task) const {
@@ -109,7 +125,7 @@ class BandPattern {
       const Index visible = keys_in(piece, position, place.item);
       if (first < visible) {
         kernel::KeySegment<T>& segment = task.segments[task.segment_count++];
-        segment = band_segment(piece, place.item, key_head, first, step);
+        segment = band_segment(s, place.item, key_head, first, step);
         segment.count = (visible - first + step - 1) / step;
         segment.position = position + first;
         segment.index = (position + first - place.residue) / step;
@@ -123,13 +139,17 @@ class BandPattern {
   }
 
  protected:
-  static kernel::KeySegment<T> band_segment(const KeyValue<T>& piece, Index item, Index head, Index first, Index step) {
-    const auto &key = piece.key, &value = piece.value;
+  kernel::KeySegment<T> band_segment(std::size_t number, Index item, Index head, Index first, Index step) const {
+    const auto &key = call_.keys[number].key, &value = call_.keys[number].value;
+    const auto &d_key = call_.d_keys[number].key, &d_value = call_.d_keys[number].value;
     kernel::KeySegment<T> segment;
-    segment.key = key.data_handle() + item * key.stride(0) + head * key.stride(1) + first * key.stride(2);
-    segment.value = value.data_handle() + item * value.stride(0) + head * value.stride(1) + first * value.stride(2);
+    segment.key = element_at(key, item, head, first), segment.value = element_at(value, item, head, first);
     segment.key_row = key.stride(2) * step, segment.key_channel = key.stride(3);
     segment.value_row = value.stride(2) * step, segment.value_channel = value.stride(3);
+    if (d_key) segment.d_key = element_at(d_key, item, head, first);
+    if (d_value) segment.d_value = element_at(d_value, item, head, first);
+    segment.d_key_row = d_key.stride(2) * step, segment.d_key_channel = d_key.stride(3);
+    segment.d_value_row = d_value.stride(2) * step, segment.d_value_channel = d_value.stride(3);
     segment.step = step;
     return segment;
   }
@@ -177,7 +197,7 @@ kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
   const Scores<T>& scores = *call.scores;
   kernel::AttentionShape<T> shape;
   shape.head_dim = call.query.extent(3);
-  shape.value_dim = call.out.out.extent(3);
+  shape.value_dim = call.keys[0].value.extent(3);
   shape.query_channel = call.query.stride(3);
   shape.out_channel = call.out.out.stride(3);
   shape.scale = static_cast<T>(scores.scale ? *scores.scale : 1 / __builtin_sqrt(static_cast<double>(shape.head_dim)));
@@ -188,6 +208,9 @@ kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {
   shape.has_sinks = !scores.sinks.empty();
   shape.keep_mask_column = repeated(scores.keep_mask.extent(3), scores.keep_mask.stride(3));
   shape.bias_column = repeated(scores.bias.extent(3), scores.bias.stride(3));
+  shape.dropped = static_cast<std::uint64_t>(scores.dropout.probability * 0x1p32);
+  shape.has_dropout = shape.dropped > 0;
+  if (scores.dropout.probability < 1) shape.kept_factor = static_cast<T>(1 / (1 - scores.dropout.probability));
   return shape;
 }
 

@@ -246,7 +246,7 @@ class Contract {
   const Run& run_;
   std::string error_;
   bool is_size_error_ = false;
-  std::array<ViewRecord, 28> views_;
+  std::array<ViewRecord, 40> views_;
   std::size_t count_ = 0;
 };
 

@@ -51,6 +51,7 @@ class LongformerRows : public BandPattern<T> {
     } else if (lists_.contains(place.item, query)) {
       block.position[lane] = kernel::nowhere;
       block.out[lane] = nullptr, block.lse[lane] = nullptr;
+      block.sink[lane] = -static_cast<T>(__builtin_inf());
     }
   }
 
@@ -59,7 +60,7 @@ class LongformerRows : public BandPattern<T> {
     if (count > 0) {
       const Index key_head = place.group * this->heads_per_group() / call_.heads_per_key_head();
       kernel::KeySegment<T>& globals = task.segments[task.segment_count++];
-      globals = this->band_segment(call_.keys[0], place.item, key_head, 0, 1);
+      globals = this->band_segment(0, place.item, key_head, 0, 1);
       globals.rows = lists_.of(place.item), globals.count = count;
       if (call_.scores->causal) globals.after = 0;
       this->add_key_mask(place.item, 0, 1, globals);

@@ -18,12 +18,17 @@ LONGVIEW_INLINE bool is_finite(double x) {
 inline constexpr Index most_channels = Index{1} << (sizeof(Index) == 8 ? 40 : 20);
 
 template <typename T>
-void check_rows(Contract& contract, const TensorView<const T, 4>& query, const Output<T>& out, Index value_dim) {
+void check_query(Contract& contract, const TensorView<const T, 4>& query, Index value_dim) {
   contract.input("query", query);
   contract.at_least("query", "head_dim", query.extent(3), 1);
   // So that the sizes of scratch cannot wrap before they are checked.
   for (const Index dim : {query.extent(3), value_dim})
     if (dim > most_channels) contract.fail("run", "workspace byte count overflows", true);
+}
+
+template <typename T>
+void check_rows(Contract& contract, const TensorView<const T, 4>& query, const Output<T>& out, Index value_dim) {
+  check_query(contract, query, value_dim);
   contract.output("out", out.out);
   contract.shape("out", out.out, Shape<4>{query.extent(0), query.extent(1), query.extent(2), value_dim});
   if (out.lse) {
@@ -132,6 +137,8 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   }
   if (!scores.alibi_slopes.empty()) contract.size(name("alibi_slopes"), scores.alibi_slopes, heads, "query");
   if (!scores.sinks.empty()) contract.size(name("sinks"), scores.sinks, heads, "query");
+  if (!(scores.dropout.probability >= 0 && scores.dropout.probability <= 1))
+    contract.fail(name("dropout"), "probability must be in [0, 1] (got " + std::to_string(scores.dropout.probability) + ")");
 }
 
 /// A field of the window of all heads, or of one.

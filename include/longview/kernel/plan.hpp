@@ -39,6 +39,8 @@ struct KeySegment {
   const Index* excluded = nullptr;               // ascending positions that are left out likewise
   Index excluded_count = 0;
   bool opens_range = false;                      // its sums are kept apart from those of the segments before it
+  T *d_key = nullptr, *d_value = nullptr;        // of row 0; null: not wanted
+  Index d_key_row = 0, d_key_channel = 0, d_value_row = 0, d_value_channel = 0;
 };
 
 /// Most lanes of a block: three vectors of 16 floats.
@@ -57,6 +59,7 @@ struct QueryBlock {
   T slope[most_lanes], sink[most_lanes];
   const T *content_bias[most_lanes], *position_bias[most_lanes];  // null: none
   const T* distances;                            // rows of the relative term, by distance; one head for all lanes
+  std::uint32_t dropout_key[2][most_lanes];      // what the row gives to the choice of what is left out
 };
 
 /// What all blocks of a call have in common.
@@ -70,6 +73,9 @@ struct AttentionShape {
   bool relative = false;                         // scale <query + position_bias, distances[i - j]> is added
   Index distance_row = 0, distance_channel = 0, content_bias_channel = 0, position_bias_channel = 0;  // strides
   Index farthest = 0, clamp = 0;                 // the last distance that is seen; distances beyond clamp read its row
+  bool has_dropout = false;
+  std::uint64_t dropped = 0;                     // of 2^32 weights
+  T kept_factor = 1;                             // of those that are kept
 };
 
 inline constexpr int most_segments = 8, most_blocks = 24;

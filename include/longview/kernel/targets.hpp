@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "longview/instruction_set.hpp"
+#include "longview/kernel/backward_plan.hpp"
 #include "longview/kernel/favor_plan.hpp"
 #include "longview/kernel/merge_plan.hpp"
 #include "longview/kernel/plan.hpp"
@@ -140,6 +141,16 @@ struct AttentionKernel {
 template <typename T>
 AttentionKernel<T> attention_kernel() {
   LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, attend<T>)
+}
+
+template <typename T>
+struct BackwardKernel {
+  Index block_rows;
+  void (*run)(const BackwardTask<T>& task, LaneBounds* bounds, T* scratch);
+};
+template <typename T>
+BackwardKernel<T> backward_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, backward<T>)
 }
 
 template <typename T>
