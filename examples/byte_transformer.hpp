@@ -34,12 +34,12 @@ struct TransformerSizes {
 
 /// Weights (outputs, inputs). Those that the kind of attention does not use are empty.
 struct LayerWeights {
-  Matrix qkv;                                   ///< (3 * width, width)
-  Matrix mix;                                   ///< (width, width), of what attention gives
-  Matrix up, down;                              ///< (inner, width), (width, inner)
-  Matrix position;                              ///< (width, width), of relative positions
-  Matrix content_bias, position_bias;           ///< (heads, width / heads), likewise
-  Matrix compression, compression_bias;         ///< (width, width * rate), (1, width)
+  Matrix qkv{};                                ///< (3 * width, width)
+  Matrix mix{};                                ///< (width, width), of what attention gives
+  Matrix up{}, down{};                         ///< (inner, width), (width, inner)
+  Matrix position{};                           ///< (width, width), of relative positions
+  Matrix content_bias{}, position_bias{};      ///< (heads, width / heads), likewise
+  Matrix compression{}, compression_bias{};    ///< (width, width * rate), (1, width)
 };
 
 struct ByteTransformer {

@@ -7,7 +7,9 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
+#include <limits>
 #include <optional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -147,8 +149,6 @@ void print_comparison(const ByteTransformer& model, const TrainingText& text, co
   std::printf("  transformer  %.3f, %s\n", bits,
               bits < counted.back() ? "better than all of them" : "not better than all of them");
 }
-
-std::string first_line_of(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 void run_training(const Arguments& arguments, Checkpoint checkpoint, const ThreadPool& pool) {
   const TrainingText text = read_text(arguments);

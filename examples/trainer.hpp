@@ -118,12 +118,11 @@ inline std::array<double, ByteCounts::orders> bits_per_byte(const ByteCounts& co
   return sums;
 }
 
-/// The prompt and `count` bytes that the model goes on with, drawn from its probabilities, the likely ones preferred.
-inline std::vector<std::uint8_t> generate(const ByteTransformer& model, std::span<const std::uint8_t> prompt,
+/// The text and `count` bytes that the model goes on with, drawn from its probabilities, the likely ones preferred.
+inline std::vector<std::uint8_t> generate(const ByteTransformer& model, std::vector<std::uint8_t> text,
                                           longview::Index count, std::uint64_t seed, const ThreadPool& pool) {
   constexpr float temperature = 0.7F;
-  std::vector<std::uint8_t> text(prompt.begin(), prompt.end());
-  if (text.empty()) text.push_back('\n');
+  if (text.empty()) throw std::runtime_error("the prompt is empty");
   const std::unique_ptr<Attention> attention = attention_of(model);
   Transformer transformer(model, *attention, pool);
   const longview::Index segment = model.sizes.segment;
@@ -142,7 +141,7 @@ inline std::vector<std::uint8_t> generate(const ByteTransformer& model, std::spa
     float left = drawn * weights.sum();
     longview::Index next = 0;
     while (next < 255 && (left -= weights[next]) >= 0) ++next;
-    text.push_back(static_cast<std::uint8_t>(next));
+    text.insert(text.end(), static_cast<std::uint8_t>(next));
   }
   return text;
 }

@@ -41,6 +41,13 @@ inline TrainingText read_training_text(std::vector<std::filesystem::path> paths)
   return text;
 }
 
+/// Fowler, Noll and Vo's hash.
+inline std::uint64_t hash_of(std::span<const std::uint8_t> text) {
+  std::uint64_t hash = 0xCBF29CE484222325U;
+  for (const std::uint8_t byte : text) hash = (hash ^ byte) * 0x100000001B3U;
+  return hash;
+}
+
 /// Number `index` of a sequence that the seed chooses (Steele et al., "Fast splittable pseudorandom number generators").
 inline std::uint64_t random_number(std::uint64_t seed, std::uint64_t index) {
   std::uint64_t bits = seed * 0xD1342543DE82EF95U + (index + 1) * 0x9E3779B97F4A7C15U;
