@@ -87,8 +87,8 @@ void full_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const 
 ///
 /// Rows without keys give and get zeros. Probabilities are recomputed, never stored. Work: batch * heads * queries * keys *
 /// (3 head_dim + 2 value_dim) multiply-adds. Scratch: at most 512 KiB a worker for dimensions up to 128. Tasks of different
-/// (batch, key head)s are independent, those of one follow each other tile by tile; they run one after another where a
-/// gradient of the bias is summed over batch, heads or keys.
+/// (batch, key head)s are independent, those of one follow each other tile by tile; batch items or heads over which a gradient of
+/// the bias is summed come one after another.
 /// Source: Dao et al., "FlashAttention", 2022, appendix B.2, arXiv:2205.14135.
 template <Element Q>
 void full_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,

@@ -8,8 +8,9 @@
 
 #include <vector>
 
+#include "longview/detail/backward_check.hpp"
+#include "longview/detail/backward_task.hpp"
 #include "longview/detail/longformer_pattern.hpp"
-#include "longview/detail/scores_check.hpp"
 
 namespace longview::inline v0 {
 
@@ -63,8 +64,30 @@ inline TokenSets token_sets(TensorView<const std::uint8_t, 2> mask, std::vector<
 template <Storage T>
 struct LongformerAttention {
   static void forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run);
+  static void backward(detail::BandCall<T> call, const Output<const T>& out, const LongformerGradients<T>& gradients,
+                       const LongformerOptions<T>& options, Run run);
 
  private:
+  static void set_options(detail::BandCall<T>& call, const LongformerOptions<T>& options) {
+    call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
+    call.keep_tokens = options.keep_tokens;
+  }
+  /// The call as global rows see it.
+  static detail::BandCall<T> global_call_of(detail::BandCall<T> call, const LongformerOptions<T>& options) {
+    if (options.global.query) call.query = options.global.query;
+    if (options.global.key) call.keys = {options.global.key, options.global.value};
+    return call;
+  }
+  static void add_lists(detail::ByteCount& bytes, Index batch, const detail::GlobalLists& lists) {
+    bytes.add(batch, sizeof(Index)).add(batch * lists.most, sizeof(Index));
+  }
+  static void fill_lists(detail::Carver& carver, const detail::BandCall<T>& call, const TokenSets& tokens,
+                         detail::GlobalLists& lists) {
+    const Index batch = call.query.extent(0);
+    lists.count = carver.take<Index>(batch);
+    lists.tokens = carver.take<Index>(batch * lists.most);
+    for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
+  }
   static std::span<const Index> set_of(const TokenSets& tokens, Index item) {
     if (tokens.offsets.empty()) return tokens.indices;
     const auto begin = static_cast<std::size_t>(tokens.offsets[static_cast<std::size_t>(item)]);
@@ -86,8 +109,7 @@ struct LongformerAttention {
     detail::sort(list, count);
   }
 
-  static void check(detail::Contract& contract, detail::BandCall<T>& call, const LongformerOptions<T>& options) {
-    detail::check_tensors(contract, call);
+  static void check_options(detail::Contract& contract, const detail::BandCall<T>& call, const LongformerOptions<T>& options) {
     contract.equal("key", "length", call.keys[0].key.extent(2), call.query.extent(2), "query: this is self-attention");
     detail::check_windows(contract, call.window, call.head_windows, call.query.extent(1));
     contract.require(!options.scores.alignment, "options.scores.alignment", "has no meaning in self-attention");
@@ -115,6 +137,16 @@ struct LongformerAttention {
       contract.shape("options.global.key", global.key, call.keys[0].key.shape());
       contract.shape("options.global.value", global.value, call.keys[0].value.shape());
     }
+  }
+  static void check_global_gradients(detail::Contract& contract, const LongformerGradients<T>& gradients,
+                                     const GlobalTokens<T>& global) {
+    const auto check = [&](const char* name, const TensorView<T, 4>& gradient, const TensorView<const T, 4>& of) {
+      if (gradient) contract.require(static_cast<bool>(of), name, "is the gradient of something absent");
+      detail::check_gradient(contract, name, gradient, of.shape());
+    };
+    check("gradients.query_global", gradients.query_global, global.query);
+    check("gradients.key_global", gradients.key_global, global.key);
+    check("gradients.value_global", gradients.value_global, global.value);
   }
   static void check_tokens(detail::Contract& contract, const detail::BandCall<T>& call, const TokenSets& tokens) {
     const char* const name = "options.global.tokens";
@@ -152,17 +184,14 @@ struct LongformerAttention {
 template <Storage T>
 void LongformerAttention<T>::forward(detail::BandCall<T> call, const LongformerOptions<T>& options, Run run) {
   detail::Contract contract("longformer_attention", run);
-  call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
-  call.keep_tokens = options.keep_tokens;
-  check(contract, call, options);
+  set_options(call, options);
+  detail::check_tensors(contract, call);
+  check_options(contract, call, options);
   if (!contract.accepted()) return;
 
-  const TokenSets& tokens = options.global.tokens;
-  detail::BandCall<T> global_call = call;
-  if (options.global.query) global_call.query = options.global.query;
-  if (options.global.key) global_call.keys = {options.global.key, options.global.value};
+  const detail::BandCall<T> global_call = global_call_of(call, options);
   const Index batch = call.query.extent(0);
-  detail::GlobalLists lists{nullptr, nullptr, most_globals(tokens, batch)};
+  detail::GlobalLists lists{nullptr, nullptr, most_globals(options.global.tokens, batch)};
   const detail::LongformerRows<T> local(call, lists);
   const detail::GlobalRows<T> global(global_call, lists);
   const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
@@ -172,21 +201,67 @@ void LongformerAttention<T>::forward(detail::BandCall<T> call, const LongformerO
   const Index local_tasks = local_work.tasks(), tasks = local_tasks + global_work.tasks();
   const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
   detail::ByteCount shared;
-  shared.add(batch, sizeof(Index)).add(batch * lists.most, sizeof(Index));
-  const detail::ByteCount local_bytes = local_work.scratch(), global_bytes = global_work.scratch();
-  const detail::Scratch scratch(contract, shared, local_bytes.bytes() < global_bytes.bytes() ? global_bytes : local_bytes,
-                                workers);
+  add_lists(shared, batch, lists);
+  const detail::Scratch scratch(contract, shared, detail::larger(local_work.scratch(), global_work.scratch()), workers);
   if (!scratch || tasks == 0) return;
   detail::Carver carver(scratch.shared());
-  lists.count = carver.take<Index>(batch);
-  lists.tokens = carver.take<Index>(batch * lists.most);
-  for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
+  fill_lists(carver, call, options.global.tokens, lists);
   detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
     if (task < local_tasks)
       local_work.run(task, scratch.of(worker));
     else
       global_work.run(task - local_tasks, scratch.of(worker));
   });
+}
+
+template <Storage T>
+void LongformerAttention<T>::backward(detail::BandCall<T> call, const Output<const T>& out,
+                                      const LongformerGradients<T>& gradients, const LongformerOptions<T>& options, Run run) {
+  detail::Contract contract("longformer_attention_backward", run);
+  set_options(call, options);
+  const auto wanted = detail::check_backward(contract, call, out, gradients, false);
+  check_options(contract, call, options);
+  check_global_gradients(contract, gradients, options.global);
+  if (!contract.accepted()) return;
+
+  detail::BandCall<T> global_call = global_call_of(call, options);
+  detail::BackwardCall<T> global_wanted = wanted;
+  if (options.global.query) global_wanted.d_query = gradients.query_global;
+  if (options.global.key) global_call.d_keys = {{gradients.key_global, gradients.value_global}};
+  const Index batch = call.query.extent(0);
+  detail::GlobalLists lists{nullptr, nullptr, most_globals(options.global.tokens, batch)};
+  const detail::LongformerRows<T> local(call, lists);
+  const detail::GlobalRows<T> global(global_call, lists);
+  const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
+  detail::BackwardWork<T, detail::LongformerRows<T>> local_work(shape, call, wanted, local, 2, run.concurrency());
+  detail::BackwardWork<T, detail::GlobalRows<T>> global_work(global_shape, global_call, global_wanted, global, 1,
+                                                             run.concurrency());
+  detail::ZeroFill<T> zeros = detail::sums_of(call, wanted);
+  if (options.global.query) zeros.add(gradients.query_global);
+  if (options.global.key) zeros.add(gradients.key_global), zeros.add(gradients.value_global);
+
+  const Index tasks = local_work.tasks() < global_work.tasks() ? global_work.tasks() : local_work.tasks();
+  const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+  detail::HeadSums<T> sums(call, wanted, false);
+  detail::ByteCount shared;
+  add_lists(shared, batch, lists);
+  local_work.add_shared(shared);
+  global_work.add_shared(shared);
+  sums.add_shared(shared);
+  const detail::Scratch scratch(contract, shared, detail::larger(local_work.scratch(), global_work.scratch()), at_most(tasks));
+  if (!scratch) return;
+  detail::Carver carver(scratch.shared());
+  fill_lists(carver, call, options.global.tokens, lists);
+  local_work.begin(carver, sums);
+  global_work.begin(carver, sums);
+  sums.begin(carver);
+  // Global rows after the others: they add to the same gradients where they have no projections of their own.
+  detail::run_tasks(run, at_most(zeros.tasks()), zeros.tasks(), [&](Index task, Index) { zeros.run(task); });
+  detail::run_tasks(run, at_most(local_work.tasks()), local_work.tasks(),
+                    [&](Index task, Index worker) { local_work.run(task, scratch.of(worker)); });
+  detail::run_tasks(run, at_most(global_work.tasks()), global_work.tasks(),
+                    [&](Index task, Index worker) { global_work.run(task, scratch.of(worker)); });
+  sums.finish();
 }
 
 /// out[b,h,i] = softmax over (real tokens of the window of i) and (real global tokens) for a local token i; a real global
@@ -203,6 +278,19 @@ template <Element Q>
 void longformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<Value<Q>>& out,
                           const LongformerOptions<Value<Q>>& options = {}, Run run = {}) {
   LongformerAttention<Value<Q>>::forward({.query = query, .out = out, .keys = {key, value}}, options, run);
+}
+
+/// The gradients of sum(out * gradients.out) + sum(lse * gradients.lse) of that call of longformer_attention, in the fields of
+/// `gradients` that are present, overwritten.
+///
+/// Local rows give to query, key and value, global rows to query_global, key_global and value_global, or to the former where
+/// the options have no projections of their own. Arguments, errors and scratch as full_attention_backward's. Work: that of the
+/// forward pass times 2.5. Within a (batch, key head) about (before + after) / 48 tasks run at a time.
+template <Element Q>
+void longformer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,
+                                   const LongformerGradients<Value<Q>>& gradients,
+                                   const LongformerOptions<Value<Q>>& options = {}, Run run = {}) {
+  LongformerAttention<Value<Q>>::backward({.query = query, .keys = {key, value}}, out, gradients, options, run);
 }
 
 }  // namespace LONGVIEW_BUILD

@@ -8,8 +8,8 @@
 
 #include <cmath>
 
-#include "longview/detail/band_pattern.hpp"
-#include "longview/detail/scores_check.hpp"
+#include "longview/detail/backward_check.hpp"
+#include "longview/detail/backward_task.hpp"
 
 namespace longview::inline v0 {
 
@@ -65,8 +65,32 @@ class RelativePattern : public BandPattern<T> {
 template <Storage T>
 struct RelativeAttention {
   static void forward(detail::BandCall<T> call, const RelativeOptions<T>& options, Run run);
+  static void backward(detail::BandCall<T> call, const Output<const T>& out, const RelativeGradients<T>& gradients,
+                       const RelativeOptions<T>& options, bool in_pieces, Run run);
 
  private:
+  static void check_options(detail::Contract& contract, const detail::BandCall<T>& call, const RelativeOptions<T>& options) {
+    detail::check_scores(contract, call, "options.scores.", false, true);
+    contract.require(!options.scores.alignment, "options.scores.alignment", "is always bottom_right here");
+    contract.require(options.scores.alibi_slopes.empty(), "options.scores.alibi_slopes",
+                     "has no meaning beside a position table");
+    if (options.before) contract.at_least("options.before", "", *options.before, 0);
+    if (options.clamp) contract.at_least("options.clamp", "", *options.clamp, 0);
+    check_position(contract, call, options);
+  }
+  /// The band of a checked call, and what the kernel needs to know.
+  static kernel::AttentionShape<T> set_options(detail::BandCall<T>& call, const RelativeOptions<T>& options) {
+    call.window = {options.before.value_or(unlimited), 0, 1};
+    call.offset = call.positions - call.query.extent(2);
+    kernel::AttentionShape<T> shape = detail::shape_of(call);
+    shape.relative = true;
+    shape.distance_row = options.position.stride(1), shape.distance_channel = options.position.stride(2);
+    shape.content_bias_channel = options.content_bias.stride(1);
+    shape.position_bias_channel = options.position_bias.stride(1);
+    shape.clamp = options.clamp.value_or(unlimited);
+    shape.farthest = options.before.value_or(unlimited);
+    return shape;
+  }
   static void check_position(detail::Contract& contract, const detail::BandCall<T>& call, const RelativeOptions<T>& options) {
     const Index heads = call.query.extent(1), head_dim = call.query.extent(3);
     contract.input("options.position", options.position);
@@ -82,6 +106,16 @@ struct RelativeAttention {
     check_bias(contract, "options.content_bias", options.content_bias, {heads, head_dim});
     check_bias(contract, "options.position_bias", options.position_bias, {heads, head_dim});
   }
+  /// The gradient of something by head may have extent 1 there.
+  template <std::size_t Rank>
+  static void check_head_gradient(detail::Contract& contract, const char* argument, const TensorView<T, Rank>& gradient,
+                                  const TensorView<const T, Rank>& of, Index heads) {
+    if (!gradient) return;
+    contract.require(static_cast<bool>(of), argument, "is the gradient of something absent");
+    Shape<Rank> expected = of.shape();
+    expected[0] = gradient.extent(0) == 1 ? 1 : heads;
+    detail::check_gradient(contract, argument, gradient, expected);
+  }
   static void check_bias(detail::Contract& contract, const char* argument, const TensorView<const T, 2>& bias,
                          const Shape<2>& expected) {
     if (!bias) return;
@@ -96,25 +130,28 @@ void RelativeAttention<T>::forward(detail::BandCall<T> call, const RelativeOptio
   detail::Contract contract("relative_attention", run);
   call.scores = &options.scores;
   detail::check_tensors(contract, call);
-  detail::check_scores(contract, call, "options.scores.", false, true);
-  contract.require(!options.scores.alignment, "options.scores.alignment", "is always bottom_right here");
-  contract.require(options.scores.alibi_slopes.empty(), "options.scores.alibi_slopes",
-                   "has no meaning beside a position table");
-  if (options.before) contract.at_least("options.before", "", *options.before, 0);
-  if (options.clamp) contract.at_least("options.clamp", "", *options.clamp, 0);
-  check_position(contract, call, options);
+  check_options(contract, call, options);
   if (!contract.accepted()) return;
-
-  call.window = {options.before.value_or(unlimited), 0, 1};
-  call.offset = call.positions - call.query.extent(2);
-  kernel::AttentionShape<T> shape = detail::shape_of(call);
-  shape.relative = true;
-  shape.distance_row = options.position.stride(1), shape.distance_channel = options.position.stride(2);
-  shape.content_bias_channel = options.content_bias.stride(1);
-  shape.position_bias_channel = options.position_bias.stride(1);
-  shape.clamp = options.clamp.value_or(unlimited);
-  shape.farthest = options.before.value_or(unlimited);
+  const kernel::AttentionShape<T> shape = set_options(call, options);
   detail::attend(contract, shape, detail::RelativePattern<T>(call, options), static_cast<Index>(call.keys.size()));
+}
+
+template <Storage T>
+void RelativeAttention<T>::backward(detail::BandCall<T> call, const Output<const T>& out, const RelativeGradients<T>& gradients,
+                                    const RelativeOptions<T>& options, bool in_pieces, Run run) {
+  detail::Contract contract("relative_attention_backward", run);
+  call.scores = &options.scores;
+  auto wanted = detail::check_backward(contract, call, out, gradients, in_pieces);
+  check_options(contract, call, options);
+  check_head_gradient(contract, "gradients.position", gradients.position, options.position, call.query.extent(1));
+  check_head_gradient(contract, "gradients.content_bias", gradients.content_bias, options.content_bias, call.query.extent(1));
+  check_head_gradient(contract, "gradients.position_bias", gradients.position_bias, options.position_bias, call.query.extent(1));
+  if (!contract.accepted()) return;
+  wanted.d_position = gradients.position;
+  wanted.d_content_bias = gradients.content_bias, wanted.d_position_bias = gradients.position_bias;
+  const kernel::AttentionShape<T> shape = set_options(call, options);
+  detail::attend_backward(contract, shape, call, wanted, detail::RelativePattern<T>(call, options),
+                          static_cast<Index>(call.keys.size()));
 }
 
 /// out[b,h,i] = sum_j softmax_j(scale (<query_i + u, key_j> + <query_i + v, position_r>)) value[b,h',j] over the distances
@@ -137,6 +174,28 @@ template <Element Q, Storage KV>
 void relative_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                         const RelativeOptions<Value<Q>>& options = {}, Run run = {}) {
   RelativeAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys}, options, run);
+}
+
+/// The gradients of sum(out * gradients.out) + sum(lse * gradients.lse) of that call of relative_attention, in the fields of
+/// `gradients` that are present, overwritten.
+///
+/// Arguments, errors and scratch as full_attention_backward's; an extent of 1 on the axis of heads sums over them. Work: batch *
+/// heads * queries * keys * (6 head_dim + 2 value_dim) multiply-adds. The table's gradient is a sum over the batch: with it only
+/// heads are independent, and where it has no axis of heads, tasks follow each other over all of them.
+template <Element Q>
+void relative_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,
+                                 const RelativeGradients<Value<Q>>& gradients, const RelativeOptions<Value<Q>>& options,
+                                 Run run = {}) {
+  RelativeAttention<Value<Q>>::backward({.query = query, .keys = {key, value}}, out, gradients, options, false, run);
+}
+
+/// Likewise for keys in several pieces, with gradients.segments instead of gradients.key and gradients.value.
+template <Element Q, Storage KV>
+  requires std::same_as<KV, Value<Q>>
+void relative_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
+                                 const RelativeGradients<Value<Q>>& gradients, const RelativeOptions<Value<Q>>& options,
+                                 Run run = {}) {
+  RelativeAttention<Value<Q>>::backward({.query = query, .keys = keys}, out, gradients, options, true, run);
 }
 
 /// out[r] = [sin(t f), cos(t f)] (halves one after the other) with f_a = 10000^(-2a / width), t = min(r, clamp).

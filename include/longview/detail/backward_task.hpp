@@ -62,14 +62,10 @@ class HeadSums {
         channels_(relative ? call.query.extent(3) : 0),
         wanted_(wanted) {}
 
-  Index elements() const {
-    const bool any = !wanted_.scores.alibi_slopes.empty() || !wanted_.scores.sinks.empty() || wanted_.d_content_bias ||
-                     wanted_.d_position_bias;
-    return any ? items_ * heads_ * row() : 0;
-  }
-  void begin(double* sums) {
-    sums_ = sums;
-    for (Index at = 0; at < elements(); ++at) sums[at] = 0;
+  void add_shared(ByteCount& bytes) const { bytes.add(elements(), sizeof(double)); }
+  void begin(Carver& carver) {
+    sums_ = carver.take<double>(elements());
+    for (Index at = 0; at < elements(); ++at) sums_[at] = 0;
   }
   double* slope(Index item, Index head) const { return sums_ + (item * heads_ + head) * row(); }
   double* sink(Index item, Index head) const { return slope(item, head) + 1; }
@@ -88,6 +84,11 @@ class HeadSums {
 
  private:
   Index row() const { return 2 + 2 * channels_; }
+  Index elements() const {
+    const bool any = !wanted_.scores.alibi_slopes.empty() || !wanted_.scores.sinks.empty() || wanted_.d_content_bias ||
+                     wanted_.d_position_bias;
+    return any ? items_ * heads_ * row() : 0;
+  }
   double over_items(Index head, Index element) const {
     double sum = 0;
     for (Index item = 0; item < items_; ++item) sum += slope(item, head)[element];
@@ -109,16 +110,22 @@ class HeadSums {
 };
 
 /// The tasks of a pattern in lines. Rows that add to the same gradients stand in one line: the heads of a key head, and all
-/// items or heads over which a gradient is summed. Residue classes share no keys, so they have lines of their own where all
-/// heads of a line have the same.
+/// items, heads or residue classes over which a gradient is summed. Residue classes share no keys, so they may have lines of
+/// their own where all heads have the same.
+///
+/// Tasks of a line that run at the same time are at different keys and, since later queries are then at earlier keys, at
+/// different distances.
 template <typename Pattern>
 class RowLines {
  public:
-  RowLines(const Pattern& pattern, Index key_heads, bool joins_items, bool joins_heads, Index rows_per_task)
+  struct Joined {
+    bool items, heads, residues;
+  };
+  RowLines(const Pattern& pattern, Index key_heads, const Joined& joined, Index rows_per_task)
       : pattern_(pattern),
         rows_per_task_(rows_per_task),
-        items_(joins_items ? pattern.items() : 1),
-        key_heads_(joins_heads ? key_heads : 1),
+        items_(joined.items ? pattern.items() : 1),
+        key_heads_(joined.heads ? key_heads : 1),
         groups_(key_heads > 0 ? pattern.groups() / key_heads : 0) {
     bool same = true;
     for (Index group = 0; group < pattern.groups(); ++group) {
@@ -127,7 +134,7 @@ class RowLines {
       if (residues > residues_) residues_ = residues;
       if (chunks > chunks_) chunks_ = chunks;
     }
-    if (same) line_residues_ = residues_, residues_ = residues_ > 0 ? 1 : 0;
+    if (same && !joined.residues) line_residues_ = residues_, residues_ = residues_ > 0 ? 1 : 0;
     lines_ = pattern.items() / (items_ > 0 ? items_ : 1) * (key_heads / (key_heads_ > 0 ? key_heads_ : 1)) * line_residues_;
     line_key_heads_ = key_heads_ > 0 ? key_heads / key_heads_ : 0;
   }
@@ -182,17 +189,15 @@ class BackwardWork {
         segments_(segments),
         gradient_shape_(gradient_shape()),
         blocks_(blocks_per_task(task_size(), kernel_.block_rows, total_rows(pattern), workers, 8)),
-        lines_(pattern, call.query.extent(1) > 0 ? call.key_heads() : 0, joins_items(), joins_heads(), blocks_ * kernel_.block_rows),
+        lines_(pattern, call.query.extent(1) > 0 ? call.key_heads() : 0, {joins_items(), joins_heads(), joins_residues()},
+               blocks_ * kernel_.block_rows),
         order_(lines_.lines(), lines_.length(), workers),
-        sums_(call, wanted, shape.relative),
         alone_(workers == 1) {}
 
   Index tasks() const { return order_.tasks(); }
 
   /// Bytes for all workers, and for each of them.
-  void add_shared(ByteCount& bytes) const {
-    bytes.add(order_.elements(), sizeof(RowOrder::Progress)).add(sums_.elements(), sizeof(double));
-  }
+  void add_shared(ByteCount& bytes) const { bytes.add(order_.elements(), sizeof(RowOrder::Progress)); }
   ByteCount scratch() const {
     return ByteCount()
         .add(blocks_, sizeof(kernel::QueryBlock<T>))
@@ -202,22 +207,20 @@ class BackwardWork {
         .add(kernel::backward_block_scratch(shape_, kernel_.block_rows), blocks_ * static_cast<Index>(sizeof(T)));
   }
 
-  void begin(Carver& shared) {
+  /// `sums` outlives the work.
+  void begin(Carver& shared, const HeadSums<T>& sums) {
     order_.begin(shared.take<RowOrder::Progress>(order_.elements()));
-    sums_.begin(shared.take<double>(sums_.elements()));
+    sums_ = &sums;
   }
 
   void run(Index number, std::byte* scratch) const {
     const RowOrder::Place place = order_.place(number);
     const auto own = lines_.task(place);
     RowOrder::Neighbours neighbours = order_.neighbours(place);
-    if (!alone_ && (own.begins || !own.exists || is_serial())) RowOrder::enter(&neighbours, kernel::beyond_all);
+    if (!alone_ && (own.begins || !own.exists)) RowOrder::enter(&neighbours, kernel::beyond_all);
     if (own.exists) run_rows(own, alone_ ? kernel::TileGate() : RowOrder::gate(neighbours), scratch);
     if (!alone_) RowOrder::leave(&neighbours, kernel::beyond_all);
   }
-
-  /// After all tasks.
-  void finish() const { sums_.finish(); }
 
  private:
   using Lines = RowLines<Pattern>;
@@ -249,11 +252,11 @@ class BackwardWork {
     block.lse[lane] = *element_at(wanted_.out.lse, item, head, query);
     block.d_lse[lane] = wanted_.d_lse ? *element_at(wanted_.d_lse, item, head, query) : T{0};
     if (gradient_shape_.bias) block.d_bias[lane] = row_of(wanted_.scores.bias, item, head, query);
-    if (gradient_shape_.slopes) block.d_slope[lane] = sums_.slope(item, head);
-    if (gradient_shape_.sinks) block.d_sink[lane] = sums_.sink(item, head);
+    if (gradient_shape_.slopes) block.d_slope[lane] = sums_->slope(item, head);
+    if (gradient_shape_.sinks) block.d_sink[lane] = sums_->sink(item, head);
     if (gradient_shape_.distances) block.d_distances = row_of(wanted_.d_position, head);
-    if (gradient_shape_.content_bias) block.d_content_bias = sums_.content_bias(item, head);
-    if (gradient_shape_.position_bias) block.d_position_bias = sums_.position_bias(item, head);
+    if (gradient_shape_.content_bias) block.d_content_bias = sums_->content_bias(item, head);
+    if (gradient_shape_.position_bias) block.d_position_bias = sums_->position_bias(item, head);
   }
 
   kernel::GradientShape<T> gradient_shape() const {
@@ -286,10 +289,11 @@ class BackwardWork {
   bool sums_over(std::size_t axis) const {
     return wanted_.scores.bias && wanted_.scores.bias.extent(axis) == 1 && call_.query.extent(axis) > 1;
   }
-  /// Tasks of a line that run at the same time are at different keys and, since later queries are then at earlier keys, at
-  /// different distances. Not so where all keys, or all distances beyond a clamp, have one gradient.
-  bool is_serial() const {
-    return (wanted_.scores.bias && wanted_.scores.bias.extent(3) == 1) || (wanted_.d_position && shape_.clamp < unlimited);
+  // Only of rows that add to the same keys does the order of tiles keep the order.
+  bool joins_residues() const {
+    const auto& scores = wanted_.scores;
+    return !scores.alibi_slopes.empty() || !scores.sinks.empty() ||
+           (scores.bias && scores.bias.extent(2) == 1 && scores.bias.extent(3) == 1);
   }
 
   const kernel::BackwardKernel<T> kernel_;
@@ -302,7 +306,7 @@ class BackwardWork {
   const Index blocks_;
   const Lines lines_;
   RowOrder order_;
-  HeadSums<T> sums_;
+  const HeadSums<T>* sums_ = nullptr;
   const bool alone_;
 };
 
@@ -325,16 +329,18 @@ void attend_backward(Contract& contract, const kernel::AttentionShape<T>& shape,
   const ZeroFill<T> zeros = sums_of(call, wanted);
   const Index tasks = work.tasks();
   const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+  HeadSums<T> sums(call, wanted, shape.relative);
   ByteCount shared;
   work.add_shared(shared);
+  sums.add_shared(shared);
   const Scratch scratch(contract, shared, work.scratch(), at_most(tasks));
   if (!scratch) return;
   Carver carver(scratch.shared());
-  work.begin(carver);
-  if (zeros.tasks() > 0) run_tasks(run, at_most(zeros.tasks()), zeros.tasks(), [&](Index task, Index) { zeros.run(task); });
-  if (tasks > 0)
-    run_tasks(run, at_most(tasks), tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
-  work.finish();
+  work.begin(carver, sums);
+  sums.begin(carver);
+  run_tasks(run, at_most(zeros.tasks()), zeros.tasks(), [&](Index task, Index) { zeros.run(task); });
+  run_tasks(run, at_most(tasks), tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
+  sums.finish();
 }
 
 }  // namespace longview

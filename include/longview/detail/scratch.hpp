@@ -31,6 +31,10 @@ class ByteCount {
   bool fits_ = true;
 };
 
+LONGVIEW_INLINE const ByteCount& larger(const ByteCount& a, const ByteCount& b) {
+  return !a.fits() || (b.fits() && b.bytes() < a.bytes()) ? a : b;
+}
+
 /// Cuts aligned arrays from a piece of scratch, in the order in which ByteCount added them.
 class Carver {
  public:
@@ -101,6 +105,7 @@ class Scratch {
 /// Runs body(task, worker) for all tasks, on at most `workers` workers.
 template <typename Body>
 void run_tasks(const Run& run, Index workers, Index tasks, const Body& body) {
+  if (tasks == 0) return;
   struct Shared {
     const Body& body;
     Index tasks;

@@ -53,12 +53,12 @@ inline constexpr Index vector_floats = 16;       // rows of scratch hold whole v
 constexpr Index padded_row(Index channels) { return (channels + vector_floats - 1) / vector_floats * vector_floats; }
 
 /// Scratch elements of one block of `width` lanes: queries, d_out and the sums of d_query in lanes, queries and d_out in rows
-/// (with a relative term two queries and two sums), and three rows of state.
+/// (with a relative term two queries and two sums, and a row of a distance), and four rows of state.
 template <typename T>
 constexpr Index backward_block_scratch(const AttentionShape<T>& shape, Index width) {
   const Index queries = shape.relative ? 2 : 1;
   return (queries * (shape.head_dim + padded_channels(shape.head_dim) + padded_row(shape.head_dim)) + shape.value_dim +
-          padded_row(shape.value_dim) + 3) * width;
+          padded_row(shape.value_dim) + 4) * width + (shape.relative ? padded_row(shape.head_dim) : 0);
 }
 /// And once for all blocks of a task: what the forward kernel has, a tile of gradients of the scores, of capped scores, the
 /// gradients of a tile of keys and values, and of the band of the relative term in lanes and in rows.
