@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Tensors and pair counts of the cells of softmax attention.
+/// Tensors, pair counts and both passes of the cells of softmax attention.
 #pragma once
 
 #include <longview/window.hpp>
@@ -18,19 +18,39 @@ struct AttentionTensors {
         q(normal<T>(count(shape), 1)),
         k(normal<T>(count(key_shape), 2)),
         v(normal<T>(count(key_shape), 3)),
-        o(static_cast<std::size_t>(count(shape))) {}
+        o(static_cast<std::size_t>(count(shape))),
+        row_lse(static_cast<std::size_t>(count(shape) / shape[3])) {
+    if (!cell.backward()) return;
+    d_o = normal<T>(count(shape), 4);
+    d_q.resize(q.size()), d_k.resize(k.size()), d_v.resize(v.size());
+  }
   explicit AttentionTensors(const Cell& cell) : AttentionTensors(cell, cell["n"]) {}
 
   longview::TensorView<T, 4> query() { return {q.data(), shape}; }
   longview::TensorView<T, 4> key() { return {k.data(), key_shape}; }
   longview::TensorView<T, 4> value() { return {v.data(), key_shape}; }
   longview::TensorView<T, 4> out() { return {o.data(), shape}; }
+  longview::TensorView<T, 3> lse() { return {row_lse.data(), {shape[0], shape[1], shape[2]}}; }
+  longview::TensorView<const T, 4> d_out() const { return {d_o.data(), shape}; }
+  longview::TensorView<T, 4> d_query() { return {d_q.data(), shape}; }
+  longview::TensorView<T, 4> d_key() { return {d_k.data(), key_shape}; }
+  longview::TensorView<T, 4> d_value() { return {d_v.data(), key_shape}; }
 
   static Index count(const longview::Shape<4>& extents) { return extents[0] * extents[1] * extents[2] * extents[3]; }
 
   longview::Shape<4> shape, key_shape;
-  std::vector<T> q, k, v, o;
+  std::vector<T> q, k, v, o, row_lse, d_o, d_q, d_k, d_v;
 };
+
+/// Times `backward(run)` where the cell says so, after one call of `forward(run)`, and else `forward(run)`. `forward_flops`: of
+/// the forward pass; the backward pass has five products of its size where the forward one has two.
+template <typename T, typename Forward, typename Backward>
+void measure_pass(benchmark::State& state, const Cell& cell, double forward_flops, const Forward& forward,
+                  const Backward& backward) {
+  if (!cell.backward()) return measure<T>(state, forward_flops, forward);
+  forward(longview::Run());
+  measure<T>(state, 2.5 * forward_flops, backward);
+}
 
 /// Unmasked pairs of one head of length n; the first `global` tokens are global.
 inline double window_pairs(Index n, const longview::Window& window, Index global = 0) {

@@ -44,6 +44,7 @@ class Cell {
   const std::string& name() const { return name_; }
   const std::string& type() const { return type_; }
   bool causal() const { return operation_.ends_with("_causal"); }
+  bool backward() const { return operation_.find("_backward") != std::string::npos; }
   bool has(const std::string& field) const { return fields_.contains(field); }
   Index operator[](const std::string& field) const { return fields_.at(field); }
   Index get(const std::string& field, Index otherwise) const { return has(field) ? fields_.at(field) : otherwise; }

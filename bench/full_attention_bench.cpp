@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Full attention, forward: time against length and head size, dense and causal.
+// Full attention, forward and backward: time against length and head size, dense and causal.
 // smallest cell: ^full_forward/f32/b1/h1/n16/d64
 
 #include <longview/full_attention.hpp>
@@ -11,12 +11,20 @@ namespace {
 using namespace longview_bench;
 
 template <typename T>
-void full_forward(benchmark::State& state, const Cell& cell) {
+void full_attention(benchmark::State& state, const Cell& cell) {
   AttentionTensors<T> x(cell);
+  const longview::Scores<T> options{.causal = cell.causal()};
   const double n = static_cast<double>(cell["n"]), pairs = cell.causal() ? n * (n + 1) / 2 : n * n;
-  measure<T>(state, attention_flops(cell, pairs), [&](longview::Run run) {
-    longview::full_attention(x.query(), x.key(), x.value(), x.out(), {.causal = cell.causal()}, run);
-  });
+  measure_pass<T>(
+      state, cell, attention_flops(cell, pairs),
+      [&](longview::Run run) {
+        longview::full_attention(x.query(), x.key(), x.value(), {x.out(), x.lse()}, options, run);
+      },
+      [&](longview::Run run) {
+        longview::full_attention_backward(
+            x.query(), x.key(), x.value(), {x.out(), x.lse()},
+            {.out = x.d_out(), .query = x.d_query(), .key = x.d_key(), .value = x.d_value()}, options, run);
+      });
 }
 
 std::vector<std::string> cells() {
@@ -30,9 +38,14 @@ std::vector<std::string> cells() {
     for (const int d : {80, 96, 256}) names.push_back(kind + "/f32/b1/h1/n2048/d" + std::to_string(d));
     for (const int d : {64, 128}) names.push_back(kind + "/f64/b1/h1/n2048/d" + std::to_string(d));
   }
+  for (const std::string kind : {"full_backward", "full_backward_causal"}) {
+    for (const int n : {512, 2048, 8192}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
+    names.push_back(kind + "/f32/b1/h1/n2048/d128");
+    names.push_back(kind + "/f64/b1/h1/n2048/d64");
+  }
   return names;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(full_forward), cells()); }
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(full_attention), cells()); }

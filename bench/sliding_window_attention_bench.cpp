@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sliding windows, forward: time per token should not depend on the length.
+// Sliding windows, forward and backward: time per token should not depend on the length.
 // smallest cell: ^window_forward/f32/b1/h1/n2048/d64/before16/after0
 
 #include <longview/sliding_window_attention.hpp>
@@ -11,12 +11,19 @@ namespace {
 using namespace longview_bench;
 
 template <typename T>
-void window_forward(benchmark::State& state, const Cell& cell) {
+void sliding_window(benchmark::State& state, const Cell& cell) {
   AttentionTensors<T> x(cell);
-  const longview::Window window{cell["before"], cell["after"], cell.get("dilation", 1)};
-  measure<T>(state, attention_flops(cell, window_pairs(cell["n"], window)), [&](longview::Run run) {
-    longview::sliding_window_attention(x.query(), x.key(), x.value(), x.out(), {.window = window}, run);
-  });
+  const longview::SlidingWindowOptions<T> options{.window = {cell["before"], cell["after"], cell.get("dilation", 1)}};
+  measure_pass<T>(
+      state, cell, attention_flops(cell, window_pairs(cell["n"], options.window)),
+      [&](longview::Run run) {
+        longview::sliding_window_attention(x.query(), x.key(), x.value(), {x.out(), x.lse()}, options, run);
+      },
+      [&](longview::Run run) {
+        longview::sliding_window_attention_backward(
+            x.query(), x.key(), x.value(), {x.out(), x.lse()},
+            {.out = x.d_out(), .query = x.d_query(), .key = x.d_key(), .value = x.d_value()}, options, run);
+      });
 }
 
 std::vector<std::string> cells() {
@@ -29,9 +36,13 @@ std::vector<std::string> cells() {
   for (const int w : {16, 64, 256})
     names.push_back("window_forward/f32/b1/h1/n8192/d128/before" + std::to_string(w) + "/after" + std::to_string(w));
   names.push_back("window_forward/f32/b1/h1/n8192/d64/before64/after64/dilation4");
+  for (const int n : {2048, 8192, 32768})
+    names.push_back("window_backward/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256");
+  for (const int w : {16, 64})
+    names.push_back("window_backward/f32/b1/h1/n8192/d64/before" + std::to_string(w) + "/after" + std::to_string(w));
   return names;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(window_forward), cells()); }
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(sliding_window), cells()); }

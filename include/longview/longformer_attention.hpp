@@ -142,7 +142,7 @@ struct LongformerAttention {
                                      const GlobalTokens<T>& global) {
     const auto check = [&](const char* name, const TensorView<T, 4>& gradient, const TensorView<const T, 4>& of) {
       if (gradient) contract.require(static_cast<bool>(of), name, "is the gradient of something absent");
-      detail::check_gradient(contract, name, gradient, of.shape());
+      contract.gradient(name, gradient, of.shape());
     };
     check("gradients.query_global", gradients.query_global, global.query);
     check("gradients.key_global", gradients.key_global, global.key);

@@ -7,7 +7,7 @@
 /// = rate).
 #pragma once
 
-#include "longview/detail/projection_task.hpp"
+#include "longview/detail/projection_gradient_task.hpp"
 #include "longview/detail/random.hpp"
 
 namespace longview::inline v0 {
@@ -23,8 +23,8 @@ struct Projection {
   TensorView<const T, 2> channel_bias{};  ///< (heads or 1, dim out), likewise
 };
 
-/// `out` arrives, the others leave where they are present, overwritten; `out` and `input` in project_backward alone. An extent
-/// of 1 on the axis of heads is summed.
+/// `out` arrives, the others leave where they are present, overwritten; `out` and `input` in project_backward alone.
+/// Summed over the batch and, where the extent of heads is 1, over heads.
 template <Storage T>
 struct ProjectionGradients {
   TensorView<const T, 4> out{};
@@ -48,6 +48,9 @@ struct ProjectionNames {
 inline constexpr ProjectionNames projection_names = LONGVIEW_PROJECTION_NAMES("projection");
 inline constexpr ProjectionNames key_projection_names = LONGVIEW_PROJECTION_NAMES("options.key_projection");
 inline constexpr ProjectionNames value_projection_names = LONGVIEW_PROJECTION_NAMES("options.value_projection");
+inline constexpr ProjectionNames projection_gradient_names = LONGVIEW_PROJECTION_NAMES("gradients");
+inline constexpr ProjectionNames key_gradient_names = LONGVIEW_PROJECTION_NAMES("gradients.key_projection");
+inline constexpr ProjectionNames value_gradient_names = LONGVIEW_PROJECTION_NAMES("gradients.value_projection");
 #undef LONGVIEW_PROJECTION_NAMES
 
 template <typename T>
@@ -120,6 +123,19 @@ Shape<4> check_projection(Contract& contract, const Projection<T>& projection, c
   return out;
 }
 
+/// Checks the gradients of what a checked projection is made of; `slots`: the shape of its output.
+template <typename T>
+void check_gradients(Contract& contract, const ProjectionGradients<T>& gradients, const Projection<T>& projection,
+                     const ProjectionNames& names, const Shape<4>& input, const Shape<4>& slots) {
+  contract.require(!gradients.matrix || projection.matrix, names.matrix, "has no meaning without a matrix");
+  contract.require(!gradients.convolution || projection.convolution, names.convolution,
+                   "has no meaning without a convolution");
+  contract.head_gradient(names.matrix, gradients.matrix, Shape<3>{input[1], slots[2], input[2]});
+  contract.gradient(names.convolution, gradients.convolution, projection.convolution.shape());
+  contract.head_gradient(names.slot_bias, gradients.slot_bias, Shape<2>{input[1], slots[2]});
+  contract.head_gradient(names.channel_bias, gradients.channel_bias, Shape<2>{input[1], slots[3]});
+}
+
 template <typename T>
 ProjectionCall<T> projection_call(const TensorView<const T, 4>& input, const TensorView<T, 4>& out,
                                   const Projection<T>& projection) {
@@ -130,6 +146,17 @@ ProjectionCall<T> projection_call(const TensorView<const T, 4>& input, const Ten
   call.rate = rate_of(projection);
   call.slot_bias = projection.slot_bias, call.channel_bias = projection.channel_bias;
   return call;
+}
+
+template <typename T>
+ProjectionGradientCall<T> gradient_call(const ProjectionCall<T>& of, const ProjectionGradients<T>& gradients) {
+  return {.of = of,
+          .d_out = gradients.out,
+          .d_input = gradients.input,
+          .d_matrix = gradients.matrix,
+          .d_convolution = gradients.convolution,
+          .d_slot_bias = gradients.slot_bias,
+          .d_channel_bias = gradients.channel_bias};
 }
 
 }  // namespace detail
@@ -153,6 +180,29 @@ struct ProjectRows {
     if (!scratch || tasks == 0) return;
     detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
   }
+
+  static void backward(const TensorView<const T, 4>& input, const ProjectionGradients<T>& gradients,
+                       const Projection<T>& projection, Run run) {
+    detail::Contract contract("project_backward", run);
+    contract.input("input", input);
+    contract.require(static_cast<bool>(gradients.out), "gradients.out", "is required");
+    contract.input("gradients.out", gradients.out);
+    const Shape<4> slots =
+        detail::check_projection(contract, projection, detail::projection_names, input.shape(), "input");
+    contract.shape("gradients.out", gradients.out, slots);
+    if (gradients.input) {
+      contract.output("gradients.input", gradients.input);
+      contract.shape("gradients.input", gradients.input, input.shape());
+    }
+    detail::check_gradients(contract, gradients, projection, detail::projection_gradient_names, input.shape(), slots);
+    if (!contract.accepted()) return;
+    const auto call = detail::gradient_call(detail::projection_call(input, TensorView<T, 4>(), projection), gradients);
+    const detail::ProjectionGradientWork<T> work(call, run.concurrency());
+    const Index tasks = work.tasks(), workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+    const detail::Scratch scratch(contract, {}, work.scratch(), workers);
+    if (!scratch || tasks == 0) return;
+    detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
+  }
 };
 
 /// out[b,h,s] = sum_j matrix[h,s,j] input[b,h,j], or for groups of `rate` rows their mean, their maximum or
@@ -169,6 +219,25 @@ template <Element X>
 void project(TensorView<X, 4> input, const TensorView<Value<X>, 4>& out, const Projection<Value<X>>& projection,
              Run run = {}) {
   ProjectRows<Value<X>>::forward(input, out, projection, run);
+}
+
+/// The gradients of project() for those of its output: d_input = matrix^T d_out and d_matrix = sum d_out input^T, and
+/// likewise for the other kinds. A maximum passes its gradient to the first of equals, or to the first NaN; a row
+/// without a slot gets zeros. Which gradients are asked for does not change their bits.
+///
+/// \param input      as in the call of project()
+/// \param gradients  `out` (batch, heads, slots, dim out) arrives, the others leave where they are present; `matrix`
+///                   (heads or 1, slots, length), `slot_bias` (heads or 1, slots), `channel_bias` (heads or 1, dim
+///                   out): an extent of 1 sums over heads
+/// \param projection as in that call; its biases are not read
+/// \throws ContractError on shapes that disagree, gradients of what the projection has not, outputs that overlap
+///         anything; SizeError on overflow
+///
+/// Work: for `input` and for `matrix` or `convolution` that of project() each. Scratch: at most 256 KiB a worker.
+template <Element X>
+void project_backward(TensorView<X, 4> input, const ProjectionGradients<Value<X>>& gradients,
+                      const Projection<Value<X>>& projection, Run run = {}) {
+  ProjectRows<Value<X>>::backward(input, gradients, projection, run);
 }
 
 /// Independent normal elements of variance 1 / slots: the fixed projection of Linformer's theorem 2.

@@ -7,6 +7,7 @@
 
 #define LONGVIEW_TEST_KERNELS(prefix, T)                                                            \
   prefix template longview::kernel::AttentionKernel<T> longview::kernel::attention_kernel<T>();     \
+  prefix template longview::kernel::BackwardKernel<T> longview::kernel::backward_kernel<T>();       \
   prefix template longview::kernel::ProjectionKernel<T> longview::kernel::projection_kernel<T>();   \
   prefix template longview::kernel::FavorKernel<T> longview::kernel::favor_kernel<T>();             \
   prefix template longview::kernel::ReceivedKernel<T> longview::kernel::received_kernel<T>();       \

@@ -28,14 +28,6 @@ void check_arrivals(Contract& contract, const BandCall<T>& call, const Output<co
   contract.shape("gradients.lse", d_lse, row_numbers);
 }
 
-/// A gradient of what has this shape.
-template <typename T, std::size_t Rank>
-void check_gradient(Contract& contract, const char* name, const TensorView<T, Rank>& gradient, const Shape<Rank>& shape) {
-  if (!gradient) return;
-  contract.output(name, gradient);
-  contract.shape(name, gradient, shape);
-}
-
 /// Checks the gradients of keys and values and places them in the call.
 template <typename T>
 void check_key_gradients(Contract& contract, BandCall<T>& call, const TensorView<T, 4>& d_key, const TensorView<T, 4>& d_value,
@@ -57,8 +49,8 @@ void check_key_gradients(Contract& contract, BandCall<T>& call, const TensorView
                                     {"gradients.segments[2].key", "gradients.segments[2].value"},
                                     {"gradients.segments[3].key", "gradients.segments[3].value"}};
   for (std::size_t s = 0; s < call.keys.size(); ++s) {
-    check_gradient(contract, in_pieces ? names[s].key : "gradients.key", call.d_keys[s].key, call.keys[s].key.shape());
-    check_gradient(contract, in_pieces ? names[s].value : "gradients.value", call.d_keys[s].value, call.keys[s].value.shape());
+    contract.gradient(in_pieces ? names[s].key : "gradients.key", call.d_keys[s].key, call.keys[s].key.shape());
+    contract.gradient(in_pieces ? names[s].value : "gradients.value", call.d_keys[s].value, call.keys[s].value.shape());
   }
 }
 
@@ -92,7 +84,7 @@ BackwardCall<T> check_backward(Contract& contract, BandCall<T>& call, const Outp
   check_query(contract, call.query, call.keys[0].value.extent(3));
   check_segments(contract, call);
   check_arrivals(contract, call, out, gradients.out, gradients.lse);
-  check_gradient(contract, "gradients.query", gradients.query, call.query.shape());
+  contract.gradient("gradients.query", gradients.query, call.query.shape());
   if constexpr (requires { gradients.segments; })
     check_key_gradients(contract, call, gradients.key, gradients.value, gradients.segments, in_pieces);
   else

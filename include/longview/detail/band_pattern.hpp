@@ -7,6 +7,7 @@
 
 #include "longview/detail/attention_task.hpp"
 #include "longview/detail/random.hpp"
+#include "longview/detail/repeat.hpp"
 #include "longview/key_value_view.hpp"
 #include "longview/window.hpp"
 
@@ -40,27 +41,9 @@ struct BandCall {
 };
 
 LONGVIEW_INLINE Index remainder(Index value, Index by) { return (value % by + by) % by; }
-LONGVIEW_INLINE Index repeated(Index extent, Index stride) { return extent == 1 ? 0 : stride; }
 /// steps * dilation, saturating.
 LONGVIEW_INLINE Index reach(Index steps, Index dilation) {
   return steps >= kernel::unreachable / dilation ? kernel::unreachable : steps * dilation;
-}
-
-template <typename T, std::size_t Rank>
-LONGVIEW_INLINE T* element_at(const TensorView<T, Rank>& view, Index item, Index head, Index row) {
-  return view.data_handle() + item * view.stride(0) + head * view.stride(1) + row * view.stride(2);
-}
-
-/// An element of a view whose extents of 1 repeat.
-template <typename T>
-LONGVIEW_INLINE T* row_of(const TensorView<T, 4>& view, Index item, Index head, Index query) {
-  return view.data_handle() + item * repeated(view.extent(0), view.stride(0)) +
-         head * repeated(view.extent(1), view.stride(1)) + query * repeated(view.extent(2), view.stride(2));
-}
-
-template <typename T, std::size_t Rank>
-LONGVIEW_INLINE T* row_of(const TensorView<T, Rank>& view, Index item) {
-  return view.data_handle() + item * repeated(view.extent(0), view.stride(0));
 }
 
 template <typename T>

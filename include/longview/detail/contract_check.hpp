@@ -174,6 +174,19 @@ class Contract {
   void output(const char* name, const TensorView<T, Rank>& view) {
     record(name, view, true);
   }
+  /// A gradient, where it is wanted, of something of this shape.
+  template <typename T, std::size_t Rank>
+  void gradient(const char* name, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+    if (!view) return;
+    output(name, view);
+    shape(name, view, expected);
+  }
+  /// Likewise of something by head: an extent of 1 on the first axis sums over the heads.
+  template <typename T, std::size_t Rank>
+  void head_gradient(const char* name, const TensorView<T, Rank>& view, Shape<Rank> expected) {
+    if (view.extent(0) == 1) expected[0] = 1;
+    gradient(name, view, expected);
+  }
 
   /// True: go on. False: this is a rehearsal, and it has the error. Otherwise raises.
   bool accepted() {

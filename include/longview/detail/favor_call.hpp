@@ -95,9 +95,9 @@ struct ProjectionColumns {
 };
 
 template <typename T>
-ByteCount favor_worker_bytes(const FavorCall<T>& call, Index width) {
-  ByteCount bytes;
-  return bytes.add(kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, call.features(), width), sizeof(T));
+Index favor_worker_elements(const FavorCall<T>& call, Index width, bool causal) {
+  return kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, call.features(), width, causal,
+                               causal && !call.needs_maximum());
 }
 
 template <typename T>

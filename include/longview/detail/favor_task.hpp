@@ -59,7 +59,9 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
   const Index features = call.features(), elements = kernel::favor_stream_elements(features, call.shape.value_dim);
   const Index all = call.query.extent(2) == 0 ? 0 : call.query.extent(0) * call.key_heads();
   const Index workers = run.concurrency() < all ? run.concurrency() : all;
-  ByteCount shared, each = favor_worker_bytes(call, kernels.block_rows);
+  const Index own_elements = favor_worker_elements(call, kernels.block_rows, true);
+  ByteCount shared, each;
+  each.add(own_elements, sizeof(T));
   if (all > 0) ProjectionColumns<T>::add(shared, call);
   if (call.needs_maximum()) each.add(kernel::favor_row(features), sizeof(T));
   if (streams.elements == nullptr) each.add(elements, sizeof(T)).add(kernel::favor_stream_indices, sizeof(Index));
@@ -69,8 +71,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
   ProjectionColumns<T>::fill(columns, call);
   run_tasks(run, workers, all, [&](Index number, Index worker) {
     Carver carver(scratch.of(worker));
-    T* const own = carver.take<T>(kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, features,
-                                                        kernels.block_rows));
+    T* const own = carver.take<T>(own_elements);
     const Index item = number / call.key_heads(), key_head = number % call.key_heads();
     kernel::FavorTask<T> task = call.task(item, key_head);
     call.set_queries(task, item, key_head * call.group());
@@ -106,7 +107,9 @@ class FavorBothWays {
     const Index all = call_.query.extent(2) == 0 ? 0 : call_.query.extent(0) * call_.key_heads();
     const Index threads = contract_.run().concurrency();
     const ByteCount sums = FavorSumsScratch<T>::size(call_);
-    ByteCount shared, each = favor_worker_bytes(call_, kernels_.block_rows);
+    ByteCount shared, each;
+    each.add(favor_worker_elements(call_, kernels_.block_rows, false), sizeof(T));
+    kernel_bytes_ = each.bytes();
     const bool splits = all < threads;
     if (all > 0) ProjectionColumns<T>::add(shared, call_);
     sums_bytes_ = sums.bytes();
@@ -132,10 +135,9 @@ class FavorBothWays {
     kernels_.run(task, reinterpret_cast<T*>(own));
   }
   void whole(Index all, Index threads) {
-    const std::size_t kernel_bytes = static_cast<std::size_t>(favor_worker_bytes(call_, kernels_.block_rows).bytes());
     run_tasks(contract_.run(), threads, all, [&](Index number, Index worker) {
       std::byte* const own = scratch_->of(worker);
-      kernel::FavorTask<T> task = this->task(number, own + kernel_bytes);
+      kernel::FavorTask<T> task = this->task(number, own + kernel_bytes_);
       if (call_.needs_maximum()) run(task, kernel::FavorStep::maximum, own);
       run(task, kernel::FavorStep::keys, own);
       for (Index head = 0; head < call_.group(); ++head) {
@@ -173,7 +175,7 @@ class FavorBothWays {
   Contract& contract_;
   FavorCall<T> call_;
   kernel::FavorKernel<T> kernels_;
-  Index sums_bytes_ = 0;
+  Index kernel_bytes_ = 0, sums_bytes_ = 0;
   const Scratch* scratch_ = nullptr;
   std::byte* sums_ = nullptr;
 };
@@ -185,7 +187,9 @@ void favor_features(Contract& contract, FavorCall<T> call) {
   const kernel::FavorKernel<T> kernels = kernel::favor_kernel<T>();
   const Index all = call.key.extent(2) == 0 ? 0 : call.key.extent(0) * call.key.extent(1);
   const Index workers = run.concurrency() < all ? run.concurrency() : all;
-  ByteCount shared, each = favor_worker_bytes(call, kernels.block_rows);
+  const Index own_elements = favor_worker_elements(call, kernels.block_rows, false);
+  ByteCount shared, each;
+  each.add(own_elements, sizeof(T));
   if (all > 0) ProjectionColumns<T>::add(shared, call);
   each.add(FavorSumsScratch<T>::size(call).bytes(), 1);
   const Scratch scratch(contract, shared, each, workers);
@@ -194,7 +198,7 @@ void favor_features(Contract& contract, FavorCall<T> call) {
   ProjectionColumns<T>::fill(columns, call);
   run_tasks(run, workers, all, [&](Index number, Index worker) {
     Carver carver(scratch.of(worker));
-    T* const own = carver.take<T>(kernel::favor_scratch(call.shape.head_dim, 0, call.features(), kernels.block_rows));
+    T* const own = carver.take<T>(own_elements);
     const Index item = number / call.key.extent(1), head = number % call.key.extent(1);
     kernel::FavorTask<T> task = call.task(item, head);
     call.set_out(task, item, head);

@@ -3,7 +3,11 @@
 /// From a projection to the tasks of its kernel.
 #pragma once
 
-#include "longview/detail/band_pattern.hpp"
+#include <span>
+
+#include "longview/detail/repeat.hpp"
+#include "longview/detail/scratch.hpp"
+#include "longview/kernel/targets.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 

@@ -12,6 +12,8 @@ namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 /// Positions are processed in chunks at absolute multiples of 48, features of keys in blocks of 96 rows of the projection.
 /// This fixes the order of every sum.
 inline constexpr Index favor_chunk = 48, favor_block = 96;
+/// Products may write up to seven rows more than asked for.
+inline constexpr Index favor_chunk_rows = favor_chunk + 8;
 
 /// Below any shift that occurs: no key so far.
 inline constexpr double favor_no_shift = -0x1p100;
@@ -64,13 +66,13 @@ struct FavorSums {
 template <typename T>
 struct FavorStream {
   T *sums = nullptr, *carry = nullptr;
-  T *features = nullptr, *values = nullptr;    // of the keys of the chunk: (favor_chunk + 8, favor_row), (.., favor_values)
+  T *features = nullptr, *values = nullptr;    // of the keys of the chunk: (favor_chunk_rows, favor_row), (.., favor_values)
   T* shift = nullptr;                          // of each of these keys; then of the sums; then the running one
   Index* position = nullptr;                   // of each within the chunk; then how many; then how many keys ever
 };
 constexpr Index favor_stream_elements(Index features, Index value_dim) {
-  return (2 * favor_values(value_dim) + favor_chunk + 8) * favor_row(features) +
-         (favor_chunk + 8) * favor_values(value_dim) + favor_chunk + 16;
+  return (2 * favor_values(value_dim) + favor_chunk_rows) * favor_row(features) +
+         favor_chunk_rows * favor_values(value_dim) + favor_chunk + 16;
 }
 inline constexpr Index favor_stream_indices = favor_chunk + 2;
 
@@ -80,8 +82,8 @@ LONGVIEW_INLINE FavorStream<T> favor_stream(T* elements, Index* indices, Index f
   FavorStream<T> stream;
   stream.sums = elements, stream.carry = stream.sums + sums;
   stream.features = stream.carry + sums;
-  stream.values = stream.features + (favor_chunk + 8) * favor_row(features);
-  stream.shift = stream.values + (favor_chunk + 8) * favor_values(value_dim);
+  stream.values = stream.features + favor_chunk_rows * favor_row(features);
+  stream.shift = stream.values + favor_chunk_rows * favor_values(value_dim);
   stream.position = indices;
   return stream;
 }
@@ -104,12 +106,17 @@ struct FavorTask {
   Index block_begin = 0, block_end = 0;        // of the keys' features
   FavorSums<T> sums;
   FavorStream<T> stream;
+
+  LONGVIEW_INLINE bool is_kept(Index at) const { return at < keys && (keep == nullptr || keep[at * keep_row] != 0); }
 };
 
-/// Scratch elements of a task for lanes of `width` queries.
-constexpr Index favor_scratch(Index head_dim, Index value_dim, Index features, Index width) {
-  return (favor_chunk + 8) * (favor_padded(head_dim) + favor_row(features) + favor_values(value_dim)) +
-         (head_dim + features + favor_values(value_dim) + favor_chunk + 16) * width;
+/// Scratch elements of a task for lanes of `width` queries, in which keys and queries take turns. A stream keeps the features
+/// and values of its keys itself, so that `inputs_only` of keys need room here, unless their maximum is to be found first.
+constexpr Index favor_scratch(Index head_dim, Index value_dim, Index features, Index width, bool causal, bool inputs_only) {
+  const Index inputs = favor_chunk_rows * favor_padded(head_dim), values = favor_values(value_dim);
+  const Index keys = inputs_only ? inputs : inputs + favor_chunk_rows * (favor_row(features) + values);
+  const Index queries = (head_dim + features + values + (causal ? favor_chunk : 0)) * width;
+  return keys > queries ? keys : queries;
 }
 
 }  // namespace longview
