@@ -81,7 +81,7 @@ class CheckpointReader {
     TransformerSizes sizes;
     visit_sizes(sizes, [&](const char* name, longview::Index& size) {
       const bool may_be_zero = std::string(name) == "memory" || std::string(name) == "compressed";
-      size = integer(config_, name, may_be_zero ? 0 : 1, 1 << 20);
+      size = integer(config_, name, may_be_zero ? 0 : 1, 1 << 16);
     });
     if (sizes.width % sizes.heads != 0 || sizes.width % 2 != 0)
       file_.fail("config: width " + std::to_string(sizes.width) + ", expected an even multiple of the heads, " +
