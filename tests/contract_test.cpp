@@ -51,15 +51,7 @@ class Contract : public ::testing::Test {
   static std::string option(const char* name) { return std::string(Operator::scores) + name; }
 };
 
-struct Name {
-  template <typename Operator>
-  static std::string GetName(int) {
-    return Operator::name;
-  }
-};
-using Operators = ::testing::Types<test::FullAttention<float>, test::SlidingWindowAttention<float>,
-                                   test::LongformerAttention<float>, test::RelativeAttention<float>>;
-TYPED_TEST_SUITE(Contract, Operators, Name);
+TYPED_TEST_SUITE(Contract, test::ExactOperators<float>, test::TypeName);
 
 TYPED_TEST(Contract, AcceptsWhatIsRight) {
   EXPECT_NO_THROW(TypeParam::run(this->query, this->key, this->value, {this->out, this->lse}, this->scores));

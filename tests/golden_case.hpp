@@ -77,13 +77,13 @@ class Case {
     return has(name) ? converted<Index, std::int64_t>(name).elements() : std::vector<Index>();
   }
 
-  /// Names the file holds that no look-up asked for. Gradients of what was asked for are known names.
+  /// Names the file holds that no look-up asked for.
   std::vector<std::string> unconsumed() const {
     std::vector<std::string> names;
     for (const auto& [name, value] : file_.options.items())
       if (!consumed_.contains("option " + name)) names.push_back("option " + name);
     for (const auto& [name, value] : file_.tensors)
-      if (!consumed_.contains(name) && !is_known_gradient(name)) names.push_back(name);
+      if (!consumed_.contains(name)) names.push_back(name);
     return names;
   }
 
@@ -97,9 +97,6 @@ class Case {
     require(has(name), name_ + ": no tensor " + name);
     consumed_.insert(name);
     return file_.tensors.at(name);
-  }
-  bool is_known_gradient(const std::string& name) const {
-    return name.starts_with("d_") && consumed_.contains(name.substr(2));
   }
   template <typename Element, typename Stored>
   Tensor<Element> converted(const std::string& name) const {
@@ -216,8 +213,7 @@ LongformerProblem<Real> longformer_problem(const Case& of) {
 }
 
 template <typename Real>
-Solution<Real> solve_longformer(const Case& of, const Precision& precision) {
-  const auto problem = longformer_problem<Real>(of);
+reference::LongformerOptions<Real> longformer_options(const LongformerProblem<Real>& problem) {
   reference::LongformerOptions<Real> options;
   options.windows = problem.windows;
   options.global_tokens = problem.global_tokens;
@@ -227,8 +223,14 @@ Solution<Real> solve_longformer(const Case& of, const Precision& precision) {
   options.value_global = problem.value_global;
   options.scores.scale = problem.scale;
   options.scores.causal = problem.causal;
-  return detail::solution(
-      of, reference::longformer_attention<Real>(problem.query, problem.key, problem.value, options, precision));
+  return options;
+}
+
+template <typename Real>
+Solution<Real> solve_longformer(const Case& of, const Precision& precision) {
+  const auto problem = longformer_problem<Real>(of);
+  return detail::solution(of, reference::longformer_attention<Real>(problem.query, problem.key, problem.value,
+                                                                    longformer_options(problem), precision));
 }
 
 // ---- linformer_attention
@@ -296,7 +298,6 @@ template <typename Real>
 struct PerformerProblem {
   Tensor<Real> query{}, key{}, value{};
   reference::PerformerOptions<Real> options;
-  bool differentiate_maximum = false;  // of the gradients in the file
 };
 
 template <typename Real>
@@ -348,7 +349,7 @@ PerformerProblem<Real> performer_problem(const Case& of) {
   require(gradient == "through_max" || gradient == "detached" || gradient == "none", "stabilizer_gradient");
   require(rule.starts_with("google: eps inside the ratio") || rule.starts_with("lucidrains: eps inside the ratio"),
           "source_eps_rule");
-  problem.differentiate_maximum = gradient == "through_max";
+  options.differentiate_maximum = gradient == "through_max";
   return problem;
 }
 
@@ -414,17 +415,22 @@ void check_visible(const RelativeProblem<Real>& problem) {
 }
 
 template <typename Real>
-Solution<Real> solve_relative(const Case& of, const Precision& precision) {
-  const auto problem = relative_problem<Real>(of);
-  check_visible(problem);
+reference::RelativeOptions<Real> relative_options(const RelativeProblem<Real>& problem) {
   reference::RelativeOptions<Real> options;
   options.position = problem.position;
   options.content_bias = problem.content_bias;
   options.position_bias = problem.position_bias;
   options.before = problem.before;
   options.scores.scale = problem.scale;
-  return detail::solution(
-      of, reference::relative_attention<Real>(problem.query, problem.key, problem.value, options, precision));
+  return options;
+}
+
+template <typename Real>
+Solution<Real> solve_relative(const Case& of, const Precision& precision) {
+  const auto problem = relative_problem<Real>(of);
+  check_visible(problem);
+  return detail::solution(of, reference::relative_attention<Real>(problem.query, problem.key, problem.value,
+                                                                  relative_options(problem), precision));
 }
 
 struct PositionsProblem {
@@ -528,6 +534,24 @@ class Stream {
         precision_(precision),
         memory_(problem.pushes.front().extent(0), 1, problem.pushes.front().extent(3), problem.lengths) {}
 
+  /// What a loss of the step is about: rows before and after they were compressed.
+  struct Eviction {
+    Index step;
+    Tensor<Real> segment;
+    Bounded<Real> before;
+    Tensor<Real> evicted;
+    Bounded<Real> compressed;
+  };
+  const std::vector<Eviction>& evictions() const { return evictions_; }
+
+  /// Queries, keys or values of some rows.
+  Bounded<Real> projected(const Bounded<Real>& rows, const Tensor<Real>& weight) const {
+    return reference::linear_heads(rows, weight, problem_.heads, precision_);
+  }
+  reference::KeysAndValues<Real> keys_and_values(const Bounded<Real>& rows) const {
+    return {projected(rows, problem_.key_weight), projected(rows, problem_.value_weight)};
+  }
+
   /// Attends, then remembers; adds the outputs of the step to the solution.
   void step(Index number, Solution<Real>& solution) {
     const std::string suffix = "_" + std::to_string(number);
@@ -536,18 +560,16 @@ class Stream {
     if (segment.extent(2) == problem_.segment_length) {
       const Bounded<Real> before(memory_.memory);
       const auto pushed = memory_.push(segment, problem_.compression, precision_);
-      if (pushed.evicted.extent(2) > 0)
+      if (pushed.evicted.extent(2) > 0) {
         solution["reconstruction_loss" + suffix] = loss(segment, before, pushed.compressed);
+        evictions_.push_back({number, segment, before, pushed.evicted, pushed.compressed});
+      }
     }
     solution["memory" + suffix] = reference::stored(Bounded<Real>(memory_.memory), precision_);
     solution["compressed_memory" + suffix] = memory_.compressed;
   }
 
  private:
-  Bounded<Real> projected(const Bounded<Real>& rows, const Tensor<Real>& weight) const {
-    return reference::linear_heads(rows, weight, problem_.heads, precision_);
-  }
-
   Bounded<Real> attend(const Tensor<Real>& segment) const {
     const Bounded<Real> rows =
         join_rows(join_rows(memory_.compressed, Bounded<Real>(memory_.memory)), Bounded<Real>(segment));
@@ -567,13 +589,9 @@ class Stream {
   }
 
   Bounded<Real> loss(const Tensor<Real>& segment, const Bounded<Real>& old, const Bounded<Real>& fresh) const {
-    const auto heads_of = [&](const Bounded<Real>& rows) {
-      return reference::KeysAndValues<Real>{projected(rows, problem_.key_weight),
-                                            projected(rows, problem_.value_weight)};
-    };
     const auto query = projected(segment, problem_.query_weight);
     Bounded<Real> result(std::vector<Index>{1});
-    result.set(reference::attention_reconstruction_loss(query, heads_of(old), heads_of(fresh),
+    result.set(reference::attention_reconstruction_loss(query, keys_and_values(old), keys_and_values(fresh),
                                                         std::optional<Real>(problem_.scale), true, precision_),
                0);
     return result;
@@ -582,6 +600,7 @@ class Stream {
   StreamProblem<Real> problem_;
   Precision precision_;
   reference::CompressiveMemory<Real> memory_;
+  std::vector<Eviction> evictions_;
 };
 
 template <typename Real>
@@ -597,11 +616,6 @@ Solution<Real> solve_stream(const Case& of, const Precision& precision) {
   Stream<Real> stream(problem, precision);
   Solution<Real> solution;
   for (Index step = 0; step < static_cast<Index>(problem.pushes.size()); ++step) stream.step(step, solution);
-  for (const auto& [name, value] : solution)  // gradients of the compression are known by the step of their loss
-    if (name.starts_with("reconstruction_loss") && problem.compression.convolution.present()) {
-      const std::string suffix = name.substr(std::string("reconstruction_loss").size());
-      for (const char* gradient : {"d_compression_weight", "d_compression_bias"}) of.shape(gradient + suffix);
-    }
   return solution;
 }
 

@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "golden_case.hpp"
+#include "golden_gradient.hpp"
 
 namespace {
 
@@ -61,7 +61,7 @@ TEST_P(Golden, Agrees) {
   const Case of(std::filesystem::path(LONGVIEW_GOLDEN_DIR) / (GetParam() + ".safetensors"));
   ASSERT_EQ(of.quirk(), quirks.contains(GetParam()));
   if (of.quirk()) GTEST_SKIP() << of.note();
-  const Solution<double> solution = golden::solve<double>(of, in_double);
+  const Solution<double> solution = golden::solve_all<double>(of, in_double);
   for (const auto& [name, result] : solution) {
     expect_close(name, result.value, of.tensor<double>(name));
     for (const double radius : result.radius.elements()) ASSERT_GE(radius, 0) << name;
@@ -73,8 +73,8 @@ TEST_P(Golden, Agrees) {
 TEST_P(Golden, IsWithinTheBoundOfDouble) {
   const Case of(std::filesystem::path(LONGVIEW_GOLDEN_DIR) / (GetParam() + ".safetensors"));
   if (of.quirk()) GTEST_SKIP() << of.note();
-  const Solution<double> got = golden::solve<double>(of, in_double);
-  for (const auto& [name, expected] : golden::solve<long double>(of, in_double))
+  const Solution<double> got = golden::solve_all<double>(of, in_double);
+  for (const auto& [name, expected] : golden::solve_all<long double>(of, in_double))
     for (std::size_t at = 0; at < expected.value.elements().size(); ++at) {
       const Estimate<long double> element = expected.element(at);
       ASSERT_FALSE(std::isnan(element.radius)) << name << " at " << at;
@@ -116,7 +116,7 @@ Case renamed(const std::string& file, const std::string& from, const std::string
 }
 
 TEST(GoldenFiles, UnknownNamesAreFailures) {
-  const auto solve = [](const Case& of) { return golden::solve<double>(of, in_double); };
+  const auto solve = [](const Case& of) { return golden::solve_all<double>(of, in_double); };
   EXPECT_THROW(solve(renamed("full_attention__d1", "full_attention", "null_attention")), golden::FormatError);
   EXPECT_THROW(solve(renamed("full_attention__d1", "causal", "casual")), golden::FormatError);
   EXPECT_THROW(solve(renamed("full_attention__d1", "F64", "F16")), golden::FormatError);

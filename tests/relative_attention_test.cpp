@@ -6,8 +6,8 @@
 
 namespace test {
 
-using RelativeAttentions = ::testing::Types<RelativeAttention<float>, RelativeAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, RelativeAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<RelativeAttention>, TypeName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, CrossAttentionLaws, WithBothNumbers<RelativeAttention>, TypeName);
 
 }  // namespace test
 
@@ -36,14 +36,7 @@ class Relative : public ::testing::Test {
     return got;
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Relative, Numbers, Name);
+TYPED_TEST_SUITE(Relative, test::Numbers, test::TypeName);
 
 /// All lengths up to 9, all memories, all limits.
 TYPED_TEST(Relative, M12_ExhaustiveMembership) {

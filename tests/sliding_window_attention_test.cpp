@@ -6,8 +6,8 @@
 
 namespace test {
 
-using SlidingWindowAttentions = ::testing::Types<SlidingWindowAttention<float>, SlidingWindowAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, SlidingWindowAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<SlidingWindowAttention>, TypeName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, CrossAttentionLaws, WithBothNumbers<SlidingWindowAttention>, TypeName);
 
 }  // namespace test
 
@@ -50,14 +50,7 @@ class SlidingWindow : public ::testing::Test {
     return distance <= 0 ? -distance / window.dilation <= window.before : distance / window.dilation <= window.after;
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(SlidingWindow, Numbers, Name);
+TYPED_TEST_SUITE(SlidingWindow, test::Numbers, test::TypeName);
 
 TYPED_TEST(SlidingWindow, M16_ReachZeroGivesTheOwnValue) {
   Random random(16);

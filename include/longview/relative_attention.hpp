@@ -168,8 +168,7 @@ void relative_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Ou
 }
 
 /// Likewise for keys in several pieces, [compressed, memory, current].
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void relative_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                         const RelativeOptions<Value<Q>>& options = {}, Run run = {}) {
   RelativeAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys}, options, run);

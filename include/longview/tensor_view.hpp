@@ -85,10 +85,9 @@ class TensorView {
     }
   }
 
-  /// Other elements, a const that would be lost, or another rank: named by the compiler's message.
+  /// Other elements, a const that would be lost, or another rank. On one line, which compilers show in their message.
   template <MdspanLike M>
-    requires(!ReadableAs<M, T, Rank>)
-  TensorView(const M&) = delete;
+  TensorView(const M&) requires(!ReadableAs<M, T, Rank>) = delete;
 
   LONGVIEW_INLINE constexpr T* data_handle() const { return data_; }
   LONGVIEW_INLINE constexpr Index extent(std::size_t axis) const { return shape_[axis]; }

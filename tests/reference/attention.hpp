@@ -22,6 +22,7 @@ struct Scores {
   Tensor<std::uint8_t> keep_mask{};           // (batch, heads, queries, keys), extents of 1 repeat
   Tensor<Real> bias{};                        // likewise; -inf excludes
   std::vector<Real> alibi_slopes{}, sinks{};  // (heads)
+  Tensor<Real> dropout{};  // (batch, heads, queries, keys): 0 or 1 / (1 - p), by which probabilities are multiplied
 };
 
 /// A row without keys: 0 and -inf.
@@ -71,25 +72,25 @@ Sum<Real> content_product(const Bounded<Real>& query, const Bounded<Real>& key, 
 /// |d tanh| <= 1, so errors pass the cap unamplified; evaluating it costs four roundings of the result.
 template <typename Real>
 void apply_softcap(Logit<Real>& logit, Real cap, const Precision& precision) {
-  logit.value = cap * std::tanh(logit.value / cap);
-  logit.inherited += Real(4) * static_cast<Real>(precision.roundoff) * std::abs(logit.value);
+  logit.value = cap * tanh(logit.value / cap);
+  logit.inherited += Real(4) * static_cast<Real>(precision.roundoff) * abs(logit.value);
 }
 
 template <typename Real>
 void add_term(Logit<Real>& logit, Real term, const Precision& precision) {
   logit.value = in_range(logit.value + term, precision);
-  logit.magnitude += std::abs(term);
+  logit.magnitude += abs(term);
 }
 
 template <typename Real>
 Logit<Real> finished_score(const Sum<Real>& product, const Scores<Real>& scores, Real scale, const Row& at, Index key,
                            const Precision& precision) {
-  Logit<Real> logit{key, in_range(scale * product.value(), precision), std::abs(scale) * product.magnitude(),
-                    bounded_product(std::abs(scale), product.inherited())};
+  Logit<Real> logit{key, in_range(scale * product.value(), precision), abs(scale) * product.magnitude(),
+                    bounded_product(abs(scale), product.inherited())};
   if (scores.softcap) apply_softcap(logit, *scores.softcap, precision);
   if (scores.bias.present()) add_term(logit, scores.bias.repeated(at.batch, at.head, at.query, key), precision);
   if (!scores.alibi_slopes.empty()) {
-    const Real distance = static_cast<Real>(std::abs(at.query + scores.offset - key));
+    const Real distance = static_cast<Real>(abs(at.query + scores.offset - key));
     add_term(logit, -scores.alibi_slopes.at(to_size(at.head)) * distance, precision);
   }
   return logit;
@@ -97,7 +98,7 @@ Logit<Real> finished_score(const Sum<Real>& product, const Scores<Real>& scores,
 
 template <typename Real>
 Real scale_of(const Scores<Real>& scores, Index head_dim) {
-  return scores.scale.value_or(Real(1) / std::sqrt(static_cast<Real>(head_dim)));
+  return scores.scale.value_or(Real(1) / sqrt(static_cast<Real>(head_dim)));
 }
 
 template <typename Real>
@@ -115,14 +116,26 @@ std::vector<Logit<Real>> collect(Index keys, Allowed allowed, ScoreOf score_of) 
   return logits;
 }
 
+/// The factor and the product with it are rounded.
+template <typename Real>
+Estimate<Real> dropped_out(const Estimate<Real>& weight, const Scores<Real>& scores, const Row& at, Index key,
+                           const Precision& precision) {
+  if (!scores.dropout.present()) return weight;
+  const Real factor = scores.dropout(at.batch, at.head, at.query, key);
+  return times(weight, Estimate<Real>{factor, static_cast<Real>(precision.roundoff) * factor}, precision);
+}
+
 template <typename Real>
 void write_row(AttentionResult<Real>& result, const Row& at, const std::vector<Logit<Real>>& logits,
-               const SoftmaxRow<Real>& row, const Bounded<Real>& value, const Precision& precision) {
+               SoftmaxRow<Real> row, const Bounded<Real>& value, const Scores<Real>& scores,
+               const Precision& precision) {
   result.lse.set(row.lse, at.batch, at.head, at.query);
+  for (std::size_t n = 0; n < logits.size(); ++n)
+    row.weights[n] = dropped_out(row.weights[n], scores, at, logits[n].key, precision);
   const Index group = group_of(at.head, result.out.extent(1), value.extent(1));
   for (Index c = 0; c < value.extent(3); ++c) {
     Estimate<Real> out = weighted_value(logits, row, value, at.batch, group, c);
-    if (logits.empty() && std::isnan(row.lse.value)) out.value = row.lse.value;
+    if (logits.empty() && isnan(row.lse.value)) out.value = row.lse.value;
     result.out.set(stored(out, precision), at.batch, at.head, at.query, c);
   }
 }
@@ -162,7 +175,7 @@ AttentionResult<Real> attention(const Bounded<Real>& query, const Bounded<Real>&
   for_each_row(query.extent(0), query.extent(1), query.extent(2), [&](const Row& at) {
     const std::vector<Logit<Real>> logits = attended(query, key, scores, windows, at, precision);
     const SoftmaxRow<Real> row = softmax(logits, sink_of(scores, at.head), query.extent(3), precision);
-    write_row(result, at, logits, row, value, precision);
+    write_row(result, at, logits, row, value, scores, precision);
   });
   return result;
 }

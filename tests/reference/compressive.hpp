@@ -58,8 +58,8 @@ Estimate<Real> distance(const Bounded<Real>& a, const Bounded<Real>& b, bool mea
   }
   const Estimate<Real> sum = squares.rounded(precision);
   if (mean_squared) return quotient(sum, Estimate<Real>{static_cast<Real>(squares.terms())}, precision);
-  const Real norm = std::sqrt(sum.value), u = static_cast<Real>(precision.roundoff);
-  const Real change = norm > Real(0) ? std::min(sum.radius / norm, std::sqrt(sum.radius)) : std::sqrt(sum.radius);
+  const Real norm = sqrt(sum.value), u = static_cast<Real>(precision.roundoff);
+  const Real change = norm > Real(0) ? std::min(sum.radius / norm, sqrt(sum.radius)) : sqrt(sum.radius);
   return {norm, change + u * norm};
 }
 

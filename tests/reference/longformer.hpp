@@ -54,7 +54,7 @@ AttentionResult<Real> longformer_attention(const Bounded<Real>& query, const Bou
     // A padded row is no row at all: not even the sink enters it.
     const auto sink = is_real(options, at.batch, at.query) ? sink_of(options.scores, at.head) : std::nullopt;
     const SoftmaxRow<Real> row = softmax(logits, sink, query.extent(3), precision);
-    write_row(result, at, logits, row, global ? value_global : value, precision);
+    write_row(result, at, logits, row, global ? value_global : value, options.scores, precision);
   });
   return result;
 }

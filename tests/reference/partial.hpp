@@ -24,7 +24,7 @@ AttentionResult<Real> merge(const std::vector<Partial<Real>>& parts, const Preci
     const auto logits = collect<Real>(
         static_cast<Index>(parts.size()), [&](Index p) { return !(lse_of(p).value == empty); },
         [&](Index p) {
-          return Logit<Real>{p, lse_of(p).value, std::abs(lse_of(p).value), lse_of(p).radius};
+          return Logit<Real>{p, lse_of(p).value, abs(lse_of(p).value), lse_of(p).radius};
         });
     const SoftmaxRow<Real> row = softmax(logits, std::optional<Real>{}, 1, precision);
     result.lse.set(row.lse, at.batch, at.head, at.query);

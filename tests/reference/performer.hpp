@@ -25,15 +25,13 @@ struct PerformerOptions {
   std::optional<Real> input_scale{};  // head_dim^(-1/4) for the maps of the softmax kernel, 1 for the others
   std::optional<Real> epsilon{};      // added to every feature: 0, for relu 1e-3; trigonometric features take none
   Stabiliser stabiliser = Stabiliser::prefix;
-  Real fixed_shift = 0;  // c of both sides
+  Real fixed_shift = 0;                // c of both sides
+  bool differentiate_maximum = false;  // of Stabiliser::reference; otherwise shifts are constants
   bool causal = false, normalize = true;
   Real denominator_guard = 0, key_sum_epsilon = 0;  // den + 2 g where |den| <= g; added to the causal key sum
   std::vector<Index> key_lengths{};
   Tensor<std::uint8_t> keep_keys{};  // (batch, keys); 0 leaves maximum, numerator, denominator
 };
-
-template <typename Real>
-using Vector = std::vector<Estimate<Real>>;
 
 template <typename Real>
 bool is_exponential(const PerformerOptions<Real>& options) {
@@ -53,7 +51,7 @@ template <typename Real>
 Vector<Real> scaled_row(const Bounded<Real>& input, Index batch, Index head, Index position,
                         const PerformerOptions<Real>& options, const Precision& precision) {
   const Real dim = static_cast<Real>(input.extent(3));
-  const Real scale = options.input_scale.value_or(is_exponential(options) ? std::pow(dim, Real(-0.25)) : Real(1));
+  const Real scale = options.input_scale.value_or(is_exponential(options) ? pow(dim, Real(-0.25)) : Real(1));
   Vector<Real> row;
   for (Index c = 0; c < input.extent(3); ++c) {
     const Estimate<Real> x = input(batch, head, position, c);
@@ -86,7 +84,7 @@ template <typename Real>
 Estimate<Real> maximum_of(const Vector<Real>& all) {
   Estimate<Real> most{-std::numeric_limits<Real>::infinity()};
   for (const Estimate<Real>& x : all) {
-    most.value = std::isnan(x.value) || x.value > most.value ? x.value : most.value;
+    most.value = isnan(x.value) || x.value > most.value ? x.value : most.value;
     most.radius = std::max(most.radius, x.radius);
   }
   return most;
@@ -123,8 +121,8 @@ template <typename Real>
 Exponents<Real> trigonometric_exponents(const Vector<Real>& u, const Estimate<Real>& h, const Precision& precision) {
   const Real evaluation = Real(4) * static_cast<Real>(precision.roundoff);
   Exponents<Real> result;
-  for (const Estimate<Real>& x : u) result.factor.push_back({std::cos(x.value), x.radius + evaluation});
-  for (const Estimate<Real>& x : u) result.factor.push_back({std::sin(x.value), x.radius + evaluation});
+  for (const Estimate<Real>& x : u) result.factor.push_back({cos(x.value), x.radius + evaluation});
+  for (const Estimate<Real>& x : u) result.factor.push_back({sin(x.value), x.radius + evaluation});
   result.exponent.assign(result.factor.size(), h);
   result.published_peak = result.peak = h;
   return result;
@@ -146,7 +144,7 @@ Vector<Real> shifted_features(const Exponents<Real>& of, const Estimate<Real>& s
                               const PerformerOptions<Real>& options, const Precision& precision) {
   const Index features = static_cast<Index>(of.factor.size());
   const Index counted = options.features == FeatureMap::trigonometric ? features / 2 : features;
-  const Estimate<Real> ratio{Real(1) / std::sqrt(static_cast<Real>(counted))};
+  const Estimate<Real> ratio{Real(1) / sqrt(static_cast<Real>(counted))};
   Vector<Real> result;
   for (std::size_t f = 0; f < of.factor.size(); ++f) {
     const Estimate<Real> power = exponential(plus(of.exponent[f], negated(shift), precision), precision);
@@ -219,8 +217,14 @@ struct HeadInput {
 /// Rounded up to a power of two, by which sums are rescaled without error.
 template <typename Real>
 Estimate<Real> prefix_shift(Real peak) {
-  const Real log_of_two = std::log(Real(2));
-  return {std::isfinite(peak) ? std::ceil(peak / log_of_two) * log_of_two : peak};
+  const Real log_of_two = log(Real(2));
+  return {isfinite(peak) ? ceil(peak / log_of_two) * log_of_two : peak};
+}
+
+/// Whether the gradient goes through the shifts.
+template <typename Real>
+bool through_shifts(const PerformerOptions<Real>& options) {
+  return options.differentiate_maximum && options.stabiliser == Stabiliser::reference;
 }
 
 /// The shift of every position. Queries have one each (trigonometric, as published: one maximum over all), keys share
@@ -239,7 +243,9 @@ Vector<Real> shifts(const std::vector<Exponents<Real>>& all, const HeadInput<Rea
                                                              : most);
   }
   const bool running = own || (prefix && options.causal);
-  if (!running && !result.empty()) result.assign(result.size(), result.back());
+  if (!running && !result.empty()) result.assign(result.size(), Estimate<Real>(result.back()));
+  if (!through_shifts(options))
+    for (Estimate<Real>& shift : result) shift.value = constant(shift.value);
   return result;
 }
 
@@ -310,7 +316,7 @@ struct KeySums {
 
   void rescale(Real to) {
     if (to == shift) return;
-    const Real factor = std::exp(shift - to);
+    const Real factor = exp(shift - to);
     for (Sum<Real>& sum : keys) sum.scale(factor);
     for (std::vector<Sum<Real>>& row : values)
       for (Sum<Real>& sum : row) sum.scale(factor);
@@ -349,8 +355,8 @@ Estimate<Real> denominator(const Vector<Real>& query, const KeySums<Real>& sums,
   Estimate<Real> result = sum.rounded(precision);
   const Real guard = options.denominator_guard;
   if (guard <= Real(0)) return result;
-  if (std::abs(std::abs(result.value) - guard) <= result.radius) result.radius += Real(2) * guard;
-  if (std::abs(result.value) <= guard) return plus(result, Estimate<Real>{Real(2) * guard}, precision);
+  if (abs(abs(result.value) - guard) <= result.radius) result.radius += Real(2) * guard;
+  if (abs(result.value) <= guard) return plus(result, Estimate<Real>{Real(2) * guard}, precision);
   return result;
 }
 

@@ -7,10 +7,15 @@
 #include <cmath>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "reference/tensor.hpp"
 
 namespace reference {
+
+// Unqualified in what follows, so that numbers that carry derivatives take part.
+using std::abs, std::ceil, std::cos, std::exp, std::expm1, std::isfinite, std::isinf, std::isnan, std::log, std::log1p,
+    std::pow, std::sin, std::sqrt, std::tanh;
 
 /// The arithmetic whose results are judged; the reference itself is evaluated in something finer.
 struct Precision {
@@ -46,7 +51,7 @@ constexpr Precision worst_case(Precision precision) {
 template <typename Real>
 Real growth(Index terms, const Precision& precision) {
   const Real n = static_cast<Real>(terms);
-  return precision.worst_case ? n + Real(2) : std::sqrt(n);
+  return precision.worst_case ? n + Real(2) : sqrt(n);
 }
 
 /// A product in which 0 wins over infinity: nothing multiplied by an unbounded error is nothing.
@@ -55,11 +60,20 @@ Real bounded_product(Real a, Real b) {
   return a == Real(0) || b == Real(0) ? Real(0) : a * b;
 }
 
+/// The same number, through which no derivative goes.
+template <typename Real>
+Real constant(const Real& x) {
+  return x;
+}
+
 /// A value, and how far a correct computation in `Precision` may be from it.
 template <typename Real>
 struct Estimate {
   Real value = 0, radius = 0;
 };
+
+template <typename Real>
+using Vector = std::vector<Estimate<Real>>;
 
 /// A sum of products with what its factors bring along.
 template <typename Real>
@@ -68,8 +82,8 @@ class Sum {
   void add(const Estimate<Real>& a, const Estimate<Real>& b) {
     const Real term = a.value * b.value;
     value_ += term;
-    magnitude_ += std::abs(term);
-    inherited_ += bounded_product(a.radius, std::abs(b.value)) + bounded_product(b.radius, std::abs(a.value)) +
+    magnitude_ += abs(term);
+    inherited_ += bounded_product(a.radius, abs(b.value)) + bounded_product(b.radius, abs(a.value)) +
                   bounded_product(a.radius, b.radius);
     ++terms_;
   }
@@ -77,8 +91,8 @@ class Sum {
   /// Exact, as a power of two is.
   void scale(Real factor) {
     value_ *= factor;
-    magnitude_ *= std::abs(factor);
-    inherited_ = bounded_product(inherited_, std::abs(factor));
+    magnitude_ *= abs(factor);
+    inherited_ = bounded_product(inherited_, abs(factor));
   }
 
   Real value() const { return value_; }
@@ -119,8 +133,8 @@ Estimate<Real> times(const Estimate<Real>& a, const Estimate<Real>& b, const Pre
 /// exp(log_value + by) - exp(log_value): exact also where `by` is not small.
 template <typename Real>
 Real exponential_growth(Real log_value, Real by) {
-  const Real value = std::exp(log_value);
-  return by < Real(1) ? bounded_product(value, std::expm1(by)) : std::exp(log_value + by) - value;
+  const Real value = exp(log_value);
+  return by < Real(1) ? bounded_product(value, expm1(by)) : exp(log_value + by) - value;
 }
 
 /// An exponential of at most 1 ulp, its argument reduced with an error of |x| roundoffs; below the smallest normal, 0.
@@ -128,21 +142,21 @@ template <typename Real>
 Estimate<Real> exponential(const Estimate<Real>& x, const Precision& precision) {
   const Real u = static_cast<Real>(precision.roundoff), w = static_cast<Real>(precision.smallest_normal);
   if (x.value == -std::numeric_limits<Real>::infinity()) return {Real(0), Real(0)};
-  return {std::exp(x.value), exponential_growth(x.value, x.radius + u * (std::abs(x.value) + Real(4))) + w};
+  return {exp(x.value), exponential_growth(x.value, x.radius + u * (abs(x.value) + Real(4))) + w};
 }
 
 template <typename Real>
 Estimate<Real> quotient(const Estimate<Real>& a, const Estimate<Real>& b, const Precision& precision) {
   const Real u = static_cast<Real>(precision.roundoff);
-  const Real value = a.value / b.value, least = std::abs(b.value) - b.radius;
+  const Real value = a.value / b.value, least = abs(b.value) - b.radius;
   if (!(least > Real(0))) return {value, std::numeric_limits<Real>::infinity()};
-  return {value, (a.radius + bounded_product(std::abs(value), b.radius)) / least + u * std::abs(value)};
+  return {value, (a.radius + bounded_product(abs(value), b.radius)) / least + u * abs(value)};
 }
 
 /// What rounding to the outputs' type adds.
 template <typename Real>
 Estimate<Real> stored(const Estimate<Real>& x, const Precision& precision) {
-  return {x.value, x.radius + static_cast<Real>(precision.storage_roundoff) * std::abs(x.value) +
+  return {x.value, x.radius + static_cast<Real>(precision.storage_roundoff) * abs(x.value) +
                        static_cast<Real>(precision.storage_subnormal) / Real(2)};
 }
 
@@ -206,9 +220,9 @@ Bounded<Real> join_rows(const Bounded<Real>& older, const Bounded<Real>& newer) 
 template <typename Real, typename Got>
 bool agrees(const Estimate<Real>& expected, Got got) {
   const Real result = static_cast<Real>(got);
-  if (std::isnan(expected.value)) return std::isnan(result);
-  if (std::isinf(expected.value)) return result == expected.value;
-  return std::abs(result - expected.value) <= expected.radius;
+  if (isnan(expected.value)) return isnan(result);
+  if (isinf(expected.value)) return result == expected.value;
+  return abs(result - expected.value) <= expected.radius;
 }
 
 }  // namespace reference

@@ -63,7 +63,7 @@ Estimate<Real> maximum_of_group(const Bounded<Real>& input, Index rate, const Sl
   Estimate<Real> most{-std::numeric_limits<Real>::infinity()};
   for (Index a = 0; a < rate; ++a) {
     const Estimate<Real> x = input(at.batch, at.head, at.slot * rate + a, at.channel);
-    most.value = std::isnan(x.value) || x.value > most.value ? x.value : most.value;
+    most.value = isnan(x.value) || x.value > most.value ? x.value : most.value;
     most.radius = std::max(most.radius, x.radius);
   }
   return most;

@@ -60,7 +60,7 @@ AttentionResult<Real> relative_attention(const Bounded<Real>& query, const Bound
       return finished_score(product, options.scores, scale, at, j, precision);
     });
     const auto row = softmax(logits, sink_of(options.scores, at.head), 2 * query.extent(3), precision);
-    write_row(result, at, logits, row, value, precision);
+    write_row(result, at, logits, row, value, options.scores, precision);
   });
   return result;
 }
@@ -72,13 +72,13 @@ Bounded<Real> sinusoidal_positions(Index length, Index width, std::optional<Inde
   Bounded<Real> output({length, width});
   for (Index t = 0; t < length; ++t)
     for (Index a = 0; a < half; ++a) {
-      const Real exponent = Real(-2) * static_cast<Real>(a) / static_cast<Real>(width) * std::log(Real(10000));
+      const Real exponent = Real(-2) * static_cast<Real>(a) / static_cast<Real>(width) * log(Real(10000));
       const Estimate<Real> frequency = exponential(Estimate<Real>{exponent}, precision);
       const Real distance = static_cast<Real>(clamp ? std::min(t, *clamp) : t);
       const Estimate<Real> angle = times(Estimate<Real>{distance}, frequency, precision);
       const Real radius = angle.radius + Real(4) * static_cast<Real>(precision.roundoff);
-      output.set(stored(Estimate<Real>{std::sin(angle.value), radius}, precision), t, a);
-      output.set(stored(Estimate<Real>{std::cos(angle.value), radius}, precision), t, half + a);
+      output.set(stored(Estimate<Real>{sin(angle.value), radius}, precision), t, a);
+      output.set(stored(Estimate<Real>{cos(angle.value), radius}, precision), t, half + a);
     }
   return output;
 }

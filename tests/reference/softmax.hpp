@@ -40,7 +40,7 @@ bool is_undefined(const std::vector<Logit<Real>>& all) {
   const Real infinity = std::numeric_limits<Real>::infinity();
   bool all_sunk = true;
   for (const Logit<Real>& logit : all) {
-    if (std::isnan(logit.value) || logit.value == infinity) return true;
+    if (isnan(logit.value) || logit.value == infinity) return true;
     all_sunk = all_sunk && logit.value == -infinity;
   }
   return all_sunk;
@@ -58,15 +58,15 @@ template <typename Real>
 Real log_sum_exp(const std::vector<Logit<Real>>& all) {
   const Real maximum = largest(all, &Logit<Real>::value);
   Real sum = 0;
-  for (const Logit<Real>& logit : all) sum += std::exp(logit.value - maximum);
-  return maximum + std::log(sum);
+  for (const Logit<Real>& logit : all) sum += exp(logit.value - maximum);
+  return maximum + log(sum);
 }
 
 /// What a computed score may be off by, its exponential included.
 template <typename Real>
 Real score_error(const Logit<Real>& logit, Real maximum, Index terms, const Precision& precision) {
   const Real u = static_cast<Real>(precision.roundoff), exponential_error = 4;
-  return u * (growth<Real>(terms, precision) * logit.magnitude + std::abs(logit.value - maximum) + std::abs(maximum) +
+  return u * (growth<Real>(terms, precision) * logit.magnitude + abs(logit.value - maximum) + abs(maximum) +
               exponential_error) +
          logit.inherited;
 }
@@ -75,7 +75,7 @@ template <typename Real>
 Estimate<Real> lse_estimate(const std::vector<Logit<Real>>& all, Index terms, const Precision& precision) {
   const Real u = static_cast<Real>(precision.roundoff), lse = log_sum_exp(all);
   return {lse, u * ((growth<Real>(terms, precision) + Real(2)) * largest(all, &Logit<Real>::magnitude) +
-                    growth<Real>(static_cast<Index>(all.size()), precision) + std::abs(lse) + Real(4)) +
+                    growth<Real>(static_cast<Index>(all.size()), precision) + abs(lse) + Real(4)) +
                    largest(all, &Logit<Real>::inherited)};
 }
 
@@ -85,7 +85,7 @@ SoftmaxRow<Real> softmax(const std::vector<Logit<Real>>& logits, std::optional<R
                          const Precision& precision) {
   const Real infinity = std::numeric_limits<Real>::infinity();
   std::vector<Logit<Real>> all = logits;
-  if (sink) all.push_back({-1, *sink, std::abs(*sink)});
+  if (sink) all.push_back({-1, *sink, abs(*sink)});
   if (logits.empty() && (!sink || *sink == -infinity)) return {{}, {-infinity, Real(0)}};
   if (is_undefined(all)) return undefined_row<Real>(logits.size());
 
@@ -94,14 +94,14 @@ SoftmaxRow<Real> softmax(const std::vector<Logit<Real>>& logits, std::optional<R
   Real change_of_sum = 0;
   for (const Logit<Real>& logit : all)
     change_of_sum +=
-        bounded_product(std::exp(logit.value - lse), std::expm1(score_error(logit, maximum, terms, precision)));
-  const Real normaliser_error = std::log1p(change_of_sum);
+        bounded_product(exp(logit.value - lse), expm1(score_error(logit, maximum, terms, precision)));
+  const Real normaliser_error = log1p(change_of_sum);
 
   SoftmaxRow<Real> row;
   row.lse = lse_estimate(all, terms, precision);
   const Real sums = Real(2) * growth<Real>(static_cast<Index>(all.size()), precision) + Real(4);
   for (const Logit<Real>& logit : logits) {
-    const Real weight = std::exp(logit.value - lse);
+    const Real weight = exp(logit.value - lse);
     const Real error = score_error(logit, maximum, terms, precision) + normaliser_error;
     const Real change = logit.value == -infinity ? Real(0) : exponential_growth(logit.value - lse, error);
     row.weights.push_back({weight, std::min(Real(1), change) + u * sums * weight + w});

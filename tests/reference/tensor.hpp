@@ -42,6 +42,10 @@ class Tensor {
   }
   /// Axes of extent 1 repeat.
   template <typename... At>
+  Element& repeated(At... index) {
+    return elements_[offset({static_cast<Index>(index)...}, true)];
+  }
+  template <typename... At>
   const Element& repeated(At... index) const {
     return elements_[offset({static_cast<Index>(index)...}, true)];
   }
