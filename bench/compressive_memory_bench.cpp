@@ -75,17 +75,29 @@ void merge(benchmark::State& state, const Cell& cell) {
   std::vector<AttentionTensors<T>> x;
   std::vector<std::vector<T>> lse;
   std::vector<longview::Output<const T>> views;
+  std::vector<longview::Output<T>> gradients;
   for (Index p = 0; p < parts; ++p)
     x.emplace_back(cell), lse.push_back(normal<T>(cell["b"] * cell["h"] * cell["n"], 7));
   const longview::Shape<3> rows{cell["b"], cell["h"], cell["n"]};
-  for (std::size_t p = 0; p < x.size(); ++p)
+  for (std::size_t p = 0; p < x.size(); ++p) {
     views.emplace_back(TensorView<const T, 4>(x[p].query()), TensorView<const T, 3>(lse[p].data(), rows));
+    gradients.emplace_back(x[p].key(), x[p].lse());
+  }
   std::vector<T> whole_lse(lse[0]);
   const longview::Output<T> whole(x[0].out(), {whole_lse.data(), rows});
-  const double elements = static_cast<double>(AttentionTensors<T>::count(x[0].shape));
-  measure<T>(state, 2 * static_cast<double>(parts) * elements,
-             [&](longview::Run run) { longview::merge(views, whole, run); });
-  const double bytes = (static_cast<double>(parts) + 1) * elements * sizeof(T);
+  const double elements = static_cast<double>(AttentionTensors<T>::count(x[0].shape)),
+               work = 2 * static_cast<double>(parts) * elements;
+  const auto forward = [&](longview::Run run) { longview::merge(views, whole, run); };
+  if (!cell.backward()) {
+    measure<T>(state, work, forward);
+  } else {
+    forward({});
+    measure<T>(state, 2 * work, [&](longview::Run run) {
+      longview::merge_backward(views, whole, TensorView<const T, 4>(x[0].value()), gradients, run);
+    });
+  }
+  const double bytes =
+      (cell.backward() ? 2 * static_cast<double>(parts) + 2 : static_cast<double>(parts) + 1) * elements * sizeof(T);
   state.counters["bytes"] =
       benchmark::Counter(bytes * static_cast<double>(state.iterations()), benchmark::Counter::kIsRate);
 }
@@ -108,5 +120,6 @@ int main(int argc, char** argv) {
        "compressive_forward/f32/b1/h1/n512/d64/mem512/cmem512/relpos1",
        "compressive_contiguous/f32/b1/h1/n512/d64/mem512/cmem512/relpos1", "received_attention/f32/b1/h1/n64/d64/mem0",
        "received_attention/f32/b1/h8/n512/d64/mem1024", "memory_push/f32/b1/h1/n512/d512/mem512/cmem512/rate4",
-       "merge/f32/b1/h8/n512/d64/parts2", "merge/f32/b1/h8/n512/d64/parts8", "merge/f32/b1/h8/n4096/d64/parts4"});
+       "merge/f32/b1/h8/n512/d64/parts2", "merge/f32/b1/h8/n512/d64/parts8", "merge/f32/b1/h8/n4096/d64/parts4",
+       "merge_backward/f32/b1/h8/n4096/d64/parts4"});
 }

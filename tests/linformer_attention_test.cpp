@@ -12,7 +12,7 @@
 
 #include "longview/full_attention.hpp"
 #include "operator_inputs.hpp"
-#include "reference/linformer.hpp"
+#include "reference/linformer_gradient.hpp"
 
 namespace {
 
@@ -412,6 +412,425 @@ TEST(LinformerAttention, R03WorkspaceOneByteShort) {
   EXPECT_EQ(call.out.values()[0], -77.0F);
 }
 
+// ---- Gradients
+
+enum Gradient { d_query, d_key, d_value, d_key_projection, d_value_projection, d_sinks, gradient_count };
+
+template <typename T>
+struct Arriving {
+  reference::Tensor<Real<T>> out, lse;
+
+  explicit Arriving(const Problem<T>& of)
+      : out(normal<T>({of.query.extent(0), of.query.extent(1), of.query.extent(2), of.value.extent(3)}, 31)),
+        lse(normal<T>({of.query.extent(0), of.query.extent(1), of.query.extent(2)}, 32)) {}
+};
+
+/// Room for the gradients of a projection.
+template <typename T>
+struct SideGradients {
+  Laid<T, 3> matrix, convolution;
+  Laid<T, 2> slot_bias, channel_bias;
+
+  SideGradients(const reference::Projection<Real<T>>& of, Layout layout)
+      : matrix(room_like<3>(of.matrix, layout)),
+        convolution(room_like<3>(of.convolution, layout)),
+        slot_bias(room_like<2>(of.slot_bias, layout)),
+        channel_bias(room_like<2>(of.channel_bias, layout)) {}
+  longview::ProjectionGradients<T> gradients() {
+    return {.matrix = matrix.view(),
+            .convolution = convolution.view(),
+            .slot_bias = slot_bias.view(),
+            .channel_bias = channel_bias.view()};
+  }
+  /// All of them in turn.
+  std::vector<T> values() const {
+    std::vector<T> all = matrix.values();
+    for (const auto& more : {convolution.values(), slot_bias.values(), channel_bias.values()})
+      all.insert(all.end(), more.begin(), more.end());
+    return all;
+  }
+
+ private:
+  template <std::size_t Rank>
+  static Laid<T, Rank> room_like(const reference::Tensor<Real<T>>& tensor, Layout layout) {
+    return tensor.present() ? room<T, Rank>(tensor.shape(), layout) : Laid<T, Rank>(reference::Tensor<double>());
+  }
+};
+
+/// A backward call in memory, after the forward one.
+template <typename T>
+struct Backward {
+  Call<T> forward;
+  Laid<T, 4> d_out, query, key, value;
+  Laid<T, 3> d_lse;
+  SideGradients<T> keys, values;
+  std::vector<T> sinks;
+
+  Backward(const Problem<T>& of, const Arriving<T>& arriving, Layout layout = Layout::packed)
+      : forward(of, layout),
+        d_out(arriving.out, layout),
+        query(room<T, 4>(of.query.shape(), layout)),
+        key(room<T, 4>(of.key.shape(), layout)),
+        value(room<T, 4>(of.value.shape(), layout)),
+        d_lse(arriving.lse, layout),
+        keys(of.options.key_projection, layout),
+        values(of.options.value_projection.value_or(reference::Projection<Real<T>>{}), layout),
+        sinks(of.options.scores.sinks.size(), T(-77)) {
+    forward();
+  }
+  longview::LinformerGradients<T> gradients(unsigned wanted = ~0U) {
+    longview::LinformerGradients<T> all{.out = d_out.view(), .lse = d_lse.view()};
+    if (wanted >> Gradient::d_query & 1U) all.query = query.view();
+    if (wanted >> Gradient::d_key & 1U) all.key = key.view();
+    if (wanted >> Gradient::d_value & 1U) all.value = value.view();
+    if (wanted >> d_key_projection & 1U) all.key_projection = keys.gradients();
+    if (wanted >> d_value_projection & 1U) all.value_projection = values.gradients();
+    if (wanted >> d_sinks & 1U) all.scores.sinks = sinks;
+    return all;
+  }
+  void run(longview::Run how, unsigned wanted = ~0U) {
+    longview::linformer_attention_backward(forward.query.view(), forward.key.view(), forward.value.view(),
+                                           {forward.out.view(), forward.lse.view()}, gradients(wanted),
+                                           forward.options(), how);
+  }
+  using All = std::vector<std::vector<T>>;
+  All results() const { return {query.values(), key.values(), value.values(), keys.values(), values.values(), sinks}; }
+  All operator()(longview::Run how = {}, unsigned wanted = ~0U) {
+    run(how, wanted);
+    return results();
+  }
+};
+
+template <typename T>
+bool same_bits(const std::vector<std::vector<T>>& a, const std::vector<std::vector<T>>& b) {
+  bool same = a.size() == b.size();
+  for (std::size_t i = 0; same && i < a.size(); ++i) same = inputs::same_bits(a[i], b[i]);
+  return same;
+}
+
+template <typename T>
+void expect_side(const reference::ProjectionGradients<Real<T>>& expected, const SideGradients<T>& got) {
+  const auto expect = [](const reference::Bounded<Real<T>>& of, const std::vector<T>& values) {
+    if (of.present()) {
+      EXPECT_TRUE(within(of, values));
+    }
+  };
+  expect(expected.matrix, got.matrix.values());
+  expect(expected.convolution, got.convolution.values());
+  expect(expected.slot_bias, got.slot_bias.values());
+  expect(expected.channel_bias, got.channel_bias.values());
+}
+
+template <typename T>
+void expect_certified_gradients(const Problem<T>& problem) {
+  const Arriving<T> arriving(problem);
+  const auto expected = reference::linformer_backward<Real<T>>(
+      problem.query, problem.key, problem.value, {arriving.out, arriving.lse}, problem.options, precision_of<T>());
+  Backward<T> call(problem, arriving);
+  call();
+  EXPECT_TRUE(within(expected.query, call.query.values()));
+  EXPECT_TRUE(within(expected.key, call.key.values()));
+  EXPECT_TRUE(within(expected.value, call.value.values()));
+  expect_side<T>(expected.key_projection, call.keys);
+  expect_side<T>(expected.value_projection, call.values);
+  if (!call.sinks.empty()) {
+    EXPECT_TRUE(within(expected.scores.sinks, call.sinks));
+  }
+}
+
+template <typename T>
+void expect_all_gradients_certified() {
+  for (const Size& size : sizes)
+    for (const Kind kind : all_kinds) {
+      if (kind == Kind::convolution && size.shared && size.dim != size.value_dim) continue;
+      SCOPED_TRACE(std::to_string(size.keys) + ", kind " + std::to_string(static_cast<int>(kind)));
+      expect_certified_gradients<T>(Problem<T>(size, kind));
+    }
+}
+
+TEST(LinformerBackward, S18WithinTheCertifiedBound) {
+  on_every_set([] {
+    expect_all_gradients_certified<float>();
+    expect_all_gradients_certified<double>();
+  });
+}
+
+TEST(LinformerBackward, N13N14N18ScaleSoftcapAndSinks) {
+  on_every_set([] {
+    for (const double scale : {0.0, -0.5, 0.25}) {
+      Problem<float> problem({2, 4, 2, 20, 30, 8, 6, 10}, Kind::matrix);
+      problem.options.scores.scale = scale;
+      problem.options.scores.softcap = 2;
+      problem.options.scores.sinks = {0.5, -1, 3, 0};
+      expect_certified_gradients(problem);
+    }
+  });
+}
+
+TEST(LinformerBackward, P01TheIdentityIsFullAttention) {
+  on_every_set([] {
+    Problem<float> problem({1, 2, 2, 30, 70, 16, 12, 70, true}, Kind::matrix);
+    for (Index s = 0; s < 70; ++s)
+      for (Index j = 0; j < 70; ++j) problem.options.key_projection.matrix(0, s, j) = s == j;
+    Backward<float> call(problem, Arriving<float>(problem));
+    const auto got = call();
+    auto& forward = call.forward;
+    longview::full_attention_backward(forward.query.view(), forward.key.view(), forward.value.view(),
+                                      {forward.out.view(), forward.lse.view()},
+                                      {.out = call.d_out.view(),
+                                       .lse = call.d_lse.view(),
+                                       .query = call.query.view(),
+                                       .key = call.key.view(),
+                                       .value = call.value.view()});
+    EXPECT_EQ(got[Gradient::d_query], call.query.values());
+    EXPECT_EQ(got[Gradient::d_key], call.key.values());
+    EXPECT_EQ(got[Gradient::d_value], call.value.values());
+  });
+}
+
+TEST(LinformerBackward, AFiniteDifferenceThroughBothPasses) {
+  for (const bool shared : {true, false})
+    for (const Kind kind : all_kinds) {
+      Problem<double> problem({2, 2, 1, 5, 13, 4, 4, 3, shared, false, true}, kind);
+      problem.options.keep_keys = reference::Tensor<std::uint8_t>({2, 13}, 1);
+      problem.options.keep_keys(1, 5) = problem.options.keep_keys(0, 12) = 0;
+      const Arriving<double> arriving(problem);
+      const auto loss = [&] {
+        const auto got = Call<double>(problem)();
+        long double sum = 0;
+        for (std::size_t at = 0; at < got.out.size(); ++at) sum += arriving.out.elements()[at] * got.out[at];
+        for (std::size_t at = 0; at < got.lse.size(); ++at) sum += arriving.lse.elements()[at] * got.lse[at];
+        return sum;
+      };
+      const auto got = Backward<double>(problem, arriving)();
+      const auto expect = [&](reference::Tensor<long double>& x, const std::vector<double>& slopes) {
+        for (std::size_t i = 0; i < x.elements().size(); i += 7) {
+          const long double step = 0x1p-9L, before = x.elements()[i];
+          const auto at = [&](long double offset) {
+            x.elements()[i] = before + offset;
+            const long double value = loss();
+            x.elements()[i] = before;
+            return value;
+          };
+          const long double slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+          EXPECT_NEAR(static_cast<double>(slope), slopes[i], 1e-6) << static_cast<int>(kind) << ", " << i;
+        }
+      };
+      expect(problem.query, got[Gradient::d_query]);
+      expect(problem.key, got[Gradient::d_key]);
+      expect(problem.value, got[Gradient::d_value]);
+      if (kind == Kind::matrix) expect(problem.options.key_projection.matrix, got[d_key_projection]);
+      if (kind == Kind::convolution) expect(problem.options.key_projection.convolution, got[d_key_projection]);
+    }
+}
+
+TEST(LinformerBackward, G02EverySubsetGivesTheSameBits) {
+  on_every_set([] {
+    for (const bool shared : {true, false})
+      for (const Kind kind : all_kinds) {
+        Problem<float> problem({2, 4, 2, 33, 50, 7, 7, 6, shared, true, true}, kind);
+        problem.options.scores.sinks = {0.5, -1, 3, 0};
+        const Arriving<float> arriving(problem);
+        const unsigned every = shared ? ~0U & ~(1U << d_value_projection) : ~0U;
+        const auto expected = Backward<float>(problem, arriving)({}, every);
+        for (unsigned wanted = 0; wanted < 1U << gradient_count; ++wanted) {
+          if (shared && (wanted >> d_value_projection & 1U)) continue;
+          const auto got = Backward<float>(problem, arriving)({}, wanted);
+          for (unsigned of = 0; of < gradient_count; ++of) {
+            const std::vector<float> untouched(expected[of].size(), -77.0F);
+            EXPECT_TRUE(inputs::same_bits(got[of], wanted >> of & 1U ? expected[of] : untouched))
+                << wanted << ", " << of;
+          }
+        }
+      }
+  });
+}
+
+TEST(LinformerBackward, L01L02L07EveryLayoutGivesTheSameBits) {
+  on_every_set([] {
+    for (const bool shared : {true, false})
+      for (const Kind kind : all_kinds) {
+        Problem<float> problem({2, 4, 2, 33, 50, 7, 7, 6, shared, true, true}, kind);
+        problem.options.keep_keys = reference::Tensor<std::uint8_t>({2, 50}, 1);
+        problem.options.keep_keys(1, 3) = 0;
+        const Arriving<float> arriving(problem);
+        const auto expected = Backward<float>(problem, arriving)();
+        for (const Layout layout : all_layouts)
+          EXPECT_TRUE(same_bits(Backward<float>(problem, arriving, layout)(), expected));
+      }
+  });
+}
+
+TEST(LinformerBackward, T01T02EveryExecutorGivesTheSameBits) {
+  on_every_set([] {
+    for (const Kind kind : all_kinds)
+      for (const Size& size :
+           {Size{1, 1, 1, 300, 400, 24, 80, 200}, Size{2, 4, 2, 33, 50, 5, 5, 6, true, false, true}}) {
+        const Problem<float> problem(size, kind);
+        const Arriving<float> arriving(problem);
+        const auto expected = Backward<float>(problem, arriving)();
+        on_every_executor([&](const auto& executor) {
+          EXPECT_TRUE(same_bits(Backward<float>(problem, arriving)(executor), expected));
+        });
+      }
+  });
+}
+
+TEST(LinformerBackward, P03P04M29PaddedRowsGetZerosAndGiveNothing) {
+  on_every_set([] {
+    for (const Kind kind : all_kinds)
+      for (const auto& [by_mask, by_length] : {std::pair{true, false}, {false, true}, {true, true}}) {
+        SCOPED_TRACE(std::to_string(static_cast<int>(kind)) + (by_mask ? " mask" : "") + (by_length ? " length" : ""));
+        const Problem<float> problem = padded<float>(kind, by_mask, by_length);
+        expect_certified_gradients(problem);
+        const Arriving<float> arriving(problem);
+        Backward<float> call(problem, arriving);
+        const auto expected = call();
+        Problem<float> poisoned = problem, zeroed = problem;
+        for (Index b = 0; b < 3; ++b)
+          for (Index j = 0; j < 70; ++j) {
+            if ((!by_mask || problem.options.keep_keys(b, j)) &&
+                (!by_length || j < problem.options.scores.key_lengths[static_cast<std::size_t>(b)]))
+              continue;
+            for (Index h = 0; h < 2; ++h) {
+              for (Index c = 0; c < 6; ++c) {
+                EXPECT_EQ(call.key.view()(b, h, j, c), 0.0F);
+                poisoned.key(b, h, j, c) = nan_value, zeroed.key(b, h, j, c) = 0;
+              }
+              for (Index c = 0; c < 5; ++c) {
+                EXPECT_EQ(call.value.view()(b, h, j, c), 0.0F);
+                poisoned.value(b, h, j, c) = nan_value, zeroed.value(b, h, j, c) = 0;
+              }
+            }
+          }
+        EXPECT_TRUE(same_bits(Backward<float>(poisoned, arriving)(), expected));
+        // Rows of zeros say the same of what is shared, and of maxima to which no row of zeros belongs.
+        zeroed.options.keep_keys = {}, zeroed.options.scores.key_lengths.clear();
+        const auto unmasked = Backward<float>(zeroed, arriving)();
+        for (const Gradient of : {Gradient::d_query, d_key_projection, d_value_projection})
+          EXPECT_EQ(unmasked[of], expected[of]) << of;
+      }
+  });
+}
+
+TEST(LinformerBackward, G03NanArrivingMeetsNoPaddedRow) {
+  on_every_set([] {
+    for (const Kind kind : all_kinds) {
+      const Problem<float> problem = padded<float>(kind, true, true);
+      Arriving<float> arriving(problem);
+      const auto clean = Backward<float>(problem, arriving)();
+      arriving.out(2, 1, 5, 3) = nan_value;
+      const auto got = Backward<float>(problem, arriving)();
+      const auto kept = [&](Index b, Index j) {
+        return problem.options.keep_keys(b, j) != 0 &&
+               j < problem.options.scores.key_lengths[static_cast<std::size_t>(b)];
+      };
+      for (std::size_t at = 0; at < got[Gradient::d_key].size(); ++at) {
+        const auto place = static_cast<Index>(at / 6);
+        const Index j = place % 70, head = place / 70 % 2, b = place / 140;
+        EXPECT_TRUE((b == 2 && head == 1) || got[Gradient::d_key][at] == clean[Gradient::d_key][at]) << at;
+        if (!kept(b, j)) {
+          EXPECT_EQ(got[Gradient::d_key][at], 0.0F);
+        }
+      }
+      // One query row is undefined, and of the matrices the columns that an item with it keeps.
+      for (std::size_t at = 0; at < got[Gradient::d_query].size(); ++at)
+        EXPECT_EQ(std::isnan(got[Gradient::d_query][at]), at / 6 == (2 * 2 + 1) * 12 + 5) << at;
+      if (kind != Kind::matrix) continue;
+      for (std::size_t at = 0; at < 2 * 10 * 70; ++at) {
+        const bool reached = at / 700 == 1 && kept(2, static_cast<Index>(at % 70));
+        EXPECT_EQ(std::isnan(got[d_key_projection][at]), reached) << at;
+      }
+    }
+  });
+}
+
+TEST(LinformerBackward, P05S01S02S03EmptyExtents) {
+  on_every_set([] {
+    for (const Size& size : {Size{2, 2, 1, 5, 6, 4, 3, 0}, Size{2, 2, 1, 0, 6, 4, 3, 2}, Size{2, 2, 1, 5, 0, 4, 3, 2},
+                             Size{0, 2, 1, 5, 6, 4, 3, 2}, Size{2, 0, 1, 5, 6, 4, 3, 2}}) {
+      const Problem<float> problem(size, Kind::matrix);
+      Backward<float> call(problem, Arriving<float>(problem));
+      const auto got = call();
+      const bool has_scores = size.queries > 0 && size.slots > 0 && size.batch > 0 && size.heads > 0;
+      for (const Gradient of : {Gradient::d_query, Gradient::d_key, Gradient::d_value, d_key_projection})
+        for (const float x : got[of]) EXPECT_TRUE(has_scores ? std::isfinite(x) : x == 0) << of;
+    }
+  });
+}
+
+TEST(LinformerBackward, G05DropoutIsThatOfTheForwardCall) {
+  Problem<double> problem({1, 2, 1, 6, 20, 4, 4, 8}, Kind::matrix);
+  const Arriving<double> arriving(problem);
+  Backward<double> call(problem, arriving);
+  auto options = call.forward.options();
+  const auto forward = [&] {
+    longview::linformer_attention(call.forward.query.view(), call.forward.key.view(), call.forward.value.view(),
+                                  {call.forward.out.view(), call.forward.lse.view()}, options);
+  };
+  forward();
+  const auto without = call.forward.out.values(), sums = call.forward.lse.values();
+  options.scores.dropout = {.probability = 0.5, .seed = 3};
+  forward();
+  EXPECT_NE(call.forward.out.values(), without);
+  EXPECT_EQ(call.forward.lse.values(), sums);
+  longview::linformer_attention_backward(call.forward.query.view(), call.forward.key.view(), call.forward.value.view(),
+                                         {call.forward.out.view(), call.forward.lse.view()}, call.gradients(), options);
+  // The output is linear in the values: their gradient times themselves is the loss.
+  double loss = 0, by_gradient = 0;
+  for (std::size_t at = 0; at < without.size(); ++at)
+    loss += static_cast<double>(arriving.out.elements()[at]) * call.forward.out.values()[at];
+  for (std::size_t at = 0; at < call.value.values().size(); ++at)
+    by_gradient += call.value.values()[at] * static_cast<double>(problem.value.elements()[at]);
+  EXPECT_NEAR(by_gradient, loss, 1e-12);
+}
+
+TEST(LinformerBackward, M30R02ExactWorkspaceHoldingNan) {
+  for (const bool shared : {true, false})
+    for (const Kind kind : all_kinds) {
+      Problem<float> problem({2, 4, 2, 60, 90, 12, 12, 20, shared, true, true}, kind);
+      problem.options.keep_keys = reference::Tensor<std::uint8_t>({2, 90}, 1);
+      problem.options.scores.key_lengths = {90, 71};
+      problem.options.scores.sinks = {0.5, -1, 3, 0};
+      const Arriving<float> arriving(problem);
+      const auto expected = Backward<float>(problem, arriving)();
+      for (const Index threads : {1, 3}) {
+        const longview::Parallel executor{threads, [](Index count, longview::TaskBody body) {
+                                            while (count-- > 0) body(count);
+                                          }};
+        Backward<float> call(problem, arriving);
+        longview::DryRun rehearsal;
+        call.run({executor, rehearsal});
+        ASSERT_STREQ(rehearsal.error(), "");
+        EXPECT_EQ(call.query.values()[0], -77.0F);
+        std::vector<std::byte> memory(rehearsal.workspace_bytes() + 64, std::byte{0xff});
+        for (const std::size_t phase : {std::size_t{0}, std::size_t{1}, std::size_t{63}}) {
+          const long before = allocations;
+          call.run({executor, std::span(memory).subspan(phase, rehearsal.workspace_bytes())});
+          EXPECT_EQ(allocations, before);
+          EXPECT_TRUE(same_bits(call.results(), expected));
+        }
+      }
+    }
+}
+
+TEST(LinformerBackward, R03WorkspaceOneByteShort) {
+  const Problem<float> problem({1, 1, 1, 5, 20, 4, 4, 5}, Kind::matrix);
+  Backward<float> call(problem, Arriving<float>(problem));
+  longview::DryRun rehearsal;
+  call.run({longview::Sequential(), rehearsal});
+  std::vector<std::byte> memory(rehearsal.workspace_bytes() - 1);
+  try {
+    call.run({longview::Sequential(), memory});
+    FAIL();
+  } catch (const longview::ContractError& error) {
+    EXPECT_EQ(error.what(), "linformer_attention_backward: run: workspace too small (got " +
+                                std::to_string(memory.size()) + " bytes, expected " +
+                                std::to_string(memory.size() + 1) + ")");
+  }
+  EXPECT_EQ(call.query.values()[0], -77.0F);
+}
+
 class LinformerErrors : public ::testing::Test {
  protected:
   using View3 = TensorView<const float, 3>;
@@ -487,6 +906,63 @@ TEST_F(LinformerErrors, M10M27N14PaddingAndScores) {
   const float sinks[3] = {};
   options = valid(), options.scores.sinks = sinks;
   EXPECT_EQ(text(options), op + "options.scores.sinks: size (got 3, expected 2 from query)");
+}
+
+TEST_F(LinformerErrors, L13PaddingWithoutData) {
+  auto options = valid();
+  options.keep_keys = {nullptr, {1, 6}};
+  try {
+    longview::linformer_attention(View4(query, {1, 2, 3, 4}), View4(key, {1, 2, 6, 4}), View4(value, {1, 2, 6, 5}),
+                                  TensorView<float, 4>(out, {1, 2, 3, 5}), options);
+    FAIL();
+  } catch (const longview::ContractError& error) {
+    EXPECT_EQ(error.what(), op + "options.keep_keys: null data for 6 elements");
+  }
+}
+
+TEST_F(LinformerErrors, G07Gradients) {
+  float lse[6] = {}, room[200] = {}, more[200] = {};
+  const auto call = [&](const longview::LinformerGradients<float>& gradients,
+                        const longview::LinformerOptions<float>& options, TensorView<const float, 3> of_lse) {
+    return error_of([&](longview::Run run) {
+      longview::linformer_attention_backward(View4(query, {1, 2, 3, 4}), View4(key, {1, 2, 6, 4}),
+                                             View4(value, {1, 2, 6, 5}), {View4(out, {1, 2, 3, 5}), of_lse}, gradients,
+                                             options, run);
+    });
+  };
+  const std::string name = "linformer_attention_backward: ";
+  const auto text = [&](const longview::LinformerGradients<float>& gradients) {
+    return call(gradients, valid(), {lse, {1, 2, 3}});
+  };
+  const View4 d_out(value, {1, 2, 3, 5});
+  EXPECT_EQ(text({.out = d_out, .query = {room, {1, 2, 3, 4}}, .key_projection = {.matrix = {more, {1, 2, 6}}}}),
+            "no error");
+  EXPECT_EQ(text({.query = {room, {1, 2, 3, 4}}}), name + "gradients.out: is required");
+  EXPECT_EQ(call({.out = d_out}, valid(), {}), name + "lse: is required");
+  EXPECT_EQ(call({.out = d_out}, valid(), {lse, {1, 3, 2}}), name + "lse: shape (got 1x3x2, expected 1x2x3)");
+  EXPECT_EQ(text({.out = {value, {1, 2, 3, 4}}}), name + "gradients.out: shape (got 1x2x3x4, expected 1x2x3x5)");
+  EXPECT_EQ(text({.out = d_out, .lse = {lse, {1, 2, 2}}}), name + "gradients.lse: shape (got 1x2x2, expected 1x2x3)");
+  EXPECT_EQ(text({.out = d_out, .key = {room, {1, 2, 6, 5}}}),
+            name + "gradients.key: shape (got 1x2x6x5, expected 1x2x6x4)");
+  EXPECT_EQ(text({.out = d_out, .key_projection = {.matrix = {room, {3, 2, 6}}}}),
+            name + "gradients.key_projection.matrix: shape (got 3x2x6, expected 2x2x6)");
+  EXPECT_EQ(text({.out = d_out, .key_projection = {.convolution = {room, {4, 4, 2}}}}),
+            name + "gradients.key_projection.convolution: has no meaning without a convolution");
+  EXPECT_EQ(text({.out = d_out, .key_projection = {.input = {room, {1, 2, 6, 4}}}}),
+            name + "gradients.key_projection: out and input belong to project_backward alone");
+  EXPECT_EQ(text({.out = d_out, .value_projection = {.matrix = {room, {1, 2, 6}}}}),
+            name +
+                "gradients.value_projection: is the gradient of something absent: gradients.key_projection holds the "
+                "sum of both");
+  EXPECT_EQ(text({.out = d_out, .scores = {.sinks = std::span(room).first(2)}}),
+            name + "gradients.scores.sinks: is the gradient of something absent");
+  EXPECT_EQ(text({.out = d_out, .query = {query, {1, 2, 3, 4}}}), name + "gradients.query: overlaps query");
+  EXPECT_EQ(text({.out = d_out, .query = {room, {1, 2, 3, 4}}, .key = {room + 1, {1, 2, 6, 4}}}),
+            name + "gradients.key: overlaps gradients.query");
+  auto options = valid();
+  options.scores.causal = true;
+  EXPECT_EQ(call({.out = d_out}, options, {lse, {1, 2, 3}}),
+            name + "options.scores.causal: causal masking is undefined for projected keys");
 }
 
 TEST_F(LinformerErrors, S04S06S08S09L08Tensors) {

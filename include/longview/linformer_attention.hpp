@@ -5,8 +5,7 @@
 /// Source: Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, section 4, arXiv:2006.04768.
 #pragma once
 
-#include "longview/detail/scores_check.hpp"
-#include "longview/projection.hpp"
+#include "longview/detail/linformer_call.hpp"
 
 namespace longview::inline v0 {
 
@@ -15,7 +14,7 @@ struct LinformerOptions {
   Projection<T> key_projection{};
   Projection<T> value_projection{};               ///< absent: the keys' serves both
   TensorView<const std::uint8_t, 2> keep_keys{};  ///< (batch, keys); 0: the row counts as zeros
-  Scores<T> scores{};                             ///< over the slots: scale, softcap, sinks; key_lengths as keep_keys
+  Scores<T> scores{};  ///< over the slots: scale, softcap, sinks, dropout; key_lengths as keep_keys
 };
 
 /// As AttentionGradients; those of the projections with `out` and `input` absent. Without a value_projection, the key's
@@ -35,6 +34,8 @@ inline namespace LONGVIEW_BUILD {
 template <Storage T>
 struct LinformerAttention {
   static void forward(detail::BandCall<T> call, const LinformerOptions<T>& options, Run run);
+  static void backward(detail::BandCall<T> call, const Output<const T>& out, const LinformerGradients<T>& gradients,
+                       const LinformerOptions<T>& options, Run run);
 
  private:
   /// Of the projected keys and values.
@@ -42,24 +43,13 @@ struct LinformerAttention {
     Shape<4> key{}, value{};
   };
 
+  static bool is_shared(const LinformerOptions<T>& options) { return detail::is_absent(options.value_projection); }
   static const Projection<T>& value_projection(const LinformerOptions<T>& options) {
-    return detail::is_absent(options.value_projection) ? options.key_projection : options.value_projection;
-  }
-  static detail::ProjectionCall<T> projection_call(const detail::BandCall<T>& call, const LinformerOptions<T>& options,
-                                                   const Projection<T>& projection, const TensorView<const T, 4>& input,
-                                                   const Shape<4>& slots) {
-    auto projected = detail::projection_call(input, TensorView<T, 4>(nullptr, slots), projection);
-    projected.keep = options.keep_keys, projected.lengths = call.scores->key_lengths;
-    return projected;
-  }
-  static Index count_of(const Shape<4>& shape) { return shape[0] * shape[1] * shape[2] * shape[3]; }
-  static detail::ByteCount largest(const detail::ByteCount& a, const detail::ByteCount& b, const detail::ByteCount& c) {
-    const detail::ByteCount& larger = a.bytes() < b.bytes() ? b : a;
-    return larger.bytes() < c.bytes() ? c : larger;
+    return is_shared(options) ? options.key_projection : options.value_projection;
   }
 
-  static Shapes check(detail::Contract& contract, detail::BandCall<T>& call, const LinformerOptions<T>& options) {
-    detail::check_tensors(contract, call);
+  /// All but the tensors of the call.
+  static Shapes check(detail::Contract& contract, const detail::BandCall<T>& call, const LinformerOptions<T>& options) {
     const Scores<T>& scores = options.scores;
     contract.require(!scores.causal, "options.scores.causal", "causal masking is undefined for projected keys");
     contract.require(!scores.alignment, "options.scores.alignment", "has no meaning here: slots have no position");
@@ -70,14 +60,13 @@ struct LinformerAttention {
     detail::check_scores(contract, call, "options.scores.", false, false);
     const TensorView<const T, 4>&key = call.keys[0].key, &value = call.keys[0].value;
     if (options.keep_keys) {
-      contract.input("keep_keys", options.keep_keys);
+      contract.input("options.keep_keys", options.keep_keys);
       contract.broadcasts("options.keep_keys", options.keep_keys, Shape<2>{key.extent(0), key.extent(2)});
     }
-    const bool shared = detail::is_absent(options.value_projection);
     const Shapes slots{
         check_side(contract, options.key_projection, detail::key_projection_names, key, "key"),
         check_side(contract, value_projection(options),
-                   shared ? detail::key_projection_names : detail::value_projection_names, value, "value")};
+                   is_shared(options) ? detail::key_projection_names : detail::value_projection_names, value, "value")};
     contract.equal("options.value_projection", "slots", slots.value[2], slots.key[2], "options.key_projection");
     return slots;
   }
@@ -94,58 +83,120 @@ struct LinformerAttention {
       contract.fail(names.projection, "byte count of the projected rows overflows", true);
     return slots;
   }
+
+  static void check_gradients(detail::Contract& contract, const LinformerGradients<T>& gradients,
+                              const detail::BandCall<T>& call, const LinformerOptions<T>& options,
+                              const Shapes& slots) {
+    const TensorView<const T, 4>&key = call.keys[0].key, &value = call.keys[0].value;
+    contract.gradient("gradients.query", gradients.query, call.query.shape());
+    contract.gradient("gradients.key", gradients.key, key.shape());
+    contract.gradient("gradients.value", gradients.value, value.shape());
+    detail::check_score_gradients(contract, call, gradients.scores);
+    const auto check_own = [&](const ProjectionGradients<T>& of, const char* name) {
+      contract.require(!of.out && !of.input, name, "out and input belong to project_backward alone");
+    };
+    check_own(gradients.key_projection, "gradients.key_projection");
+    check_own(gradients.value_projection, "gradients.value_projection");
+    const ProjectionGradients<T>& of = gradients.value_projection;
+    if (is_shared(options))
+      contract.require(!of.matrix && !of.convolution && !of.slot_bias && !of.channel_bias, "gradients.value_projection",
+                       "is the gradient of something absent: gradients.key_projection holds the sum of both");
+    detail::check_gradients(contract, gradients.key_projection, options.key_projection, detail::key_gradient_names,
+                            key.shape(), slots.key);
+    detail::check_gradients(contract, of, value_projection(options), detail::value_gradient_names, value.shape(),
+                            slots.value);
+  }
 };
 
 template <Storage T>
 void LinformerAttention<T>::forward(detail::BandCall<T> call, const LinformerOptions<T>& options, Run run) {
   detail::Contract contract("linformer_attention", run);
   call.scores = &options.scores;
+  detail::check_tensors(contract, call);
   const Shapes slots = check(contract, call, options);
   if (!contract.accepted()) return;
 
-  const Scores<T> scores{
-      .scale = options.scores.scale, .softcap = options.scores.softcap, .sinks = options.scores.sinks};
-  detail::BandCall<T> over_slots = call;
-  over_slots.scores = &scores, over_slots.positions = slots.key[2];
-  over_slots.keys = {TensorView<const T, 4>(nullptr, slots.key), TensorView<const T, 4>(nullptr, slots.value)};
-  const auto shape = detail::shape_of(over_slots);
-  const detail::BandPattern<T> pattern(over_slots);
+  detail::LinformerCall<T> of(call, options, value_projection(options), slots.key, slots.value);
+  const auto shape = detail::shape_of(of.over_slots);
+  const detail::BandPattern<T> pattern(of.over_slots);
   const detail::AttentionWork<T, detail::BandPattern<T>> attention(shape, pattern, 1, run.concurrency());
-
-  auto keys = projection_call(call, options, options.key_projection, call.keys[0].key, slots.key);
-  auto values = projection_call(call, options, value_projection(options), call.keys[0].value, slots.value);
-  const detail::ProjectionWork<T> key_work(keys, run.concurrency()), value_work(values, run.concurrency());
-  const Index tasks = attention.tasks(), key_tasks = key_work.tasks(), both = key_tasks + value_work.tasks();
-  const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+  const detail::WorkSize keys = of.size_of(of.keys, run.concurrency()),
+                         values = of.size_of(of.values, run.concurrency());
+  const Index tasks = attention.tasks(), both = keys.tasks + values.tasks, most = both < tasks ? tasks : both;
+  const Index workers = run.concurrency() < most ? run.concurrency() : most;
 
   detail::ByteCount shared;
-  if (tasks > 0) shared.add(count_of(slots.key), sizeof(T)).add(count_of(slots.value), sizeof(T));
-  const detail::Scratch scratch(contract, shared,
-                                largest(attention.scratch(), key_work.scratch(), value_work.scratch()),
-                                tasks == 0 ? 0 : at_most(both < tasks ? tasks : both));
+  if (tasks > 0) of.add_slots(shared);
+  const detail::Scratch scratch(contract, shared, detail::largest({attention.scratch(), keys.scratch, values.scratch}),
+                                tasks == 0 ? 0 : workers);
   if (!scratch || tasks == 0) return;
   detail::Carver carver(scratch.shared());
-  keys.out = {carver.take<T>(count_of(slots.key)), slots.key};
-  values.out = {carver.take<T>(count_of(slots.value)), slots.value};
-  over_slots.keys = {keys.out, values.out};
-  detail::run_tasks(run, at_most(both), both, [&](Index task, Index worker) {
-    if (task < key_tasks)
-      key_work.run(task, scratch.of(worker));
-    else
-      value_work.run(task - key_tasks, scratch.of(worker));
-  });
-  detail::run_tasks(run, at_most(tasks), tasks,
-                    [&](Index task, Index worker) { attention.run(task, scratch.of(worker)); });
+  of.place(carver);
+  of.project(run, scratch);
+  detail::run_work(run, scratch, attention);
+}
+
+template <Storage T>
+void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<const T>& out,
+                                     const LinformerGradients<T>& gradients, const LinformerOptions<T>& options,
+                                     Run run) {
+  detail::Contract contract("linformer_attention_backward", run);
+  call.scores = &options.scores;
+  detail::check_query(contract, call.query, call.keys[0].value.extent(3));
+  detail::check_segments(contract, call);
+  detail::check_arrivals(contract, call, out, gradients.out, gradients.lse);
+  const Shapes slots = check(contract, call, options);
+  check_gradients(contract, gradients, call, options, slots);
+  if (!contract.accepted()) return;
+
+  detail::LinformerCall<T> of(call, options, value_projection(options), slots.key, slots.value);
+  const auto& of_values = is_shared(options) ? gradients.key_projection : gradients.value_projection;
+  auto d_keys = detail::gradient_call<T>(of.keys, of.keys.out, gradients.key, gradients.key_projection);
+  auto d_values = detail::gradient_call<T>(of.values, of.values.out, gradients.value, of_values);
+  d_values.adds = is_shared(options);
+  const detail::BackwardCall<T> wanted{.out = out,
+                                       .d_out = gradients.out,
+                                       .d_lse = gradients.lse,
+                                       .d_query = gradients.query,
+                                       .scores = {.sinks = gradients.scores.sinks}};
+  of.want_gradients(d_keys.any(), d_values.any());
+  const auto shape = detail::shape_of(of.over_slots);
+  const detail::BandPattern<T> pattern(of.over_slots);
+  const Index workers = run.concurrency();
+  detail::BackwardWork<T, detail::BandPattern<T>> attention(shape, of.over_slots, wanted, pattern, 1, workers);
+  detail::HeadSums<T> sums(of.over_slots, wanted, false);
+  const auto size_of = [&](const auto& work) { return detail::LinformerCall<T>::size_of(work, workers).scratch; };
+
+  detail::ByteCount shared;
+  of.add_slots(shared), of.add_gradients(shared);
+  attention.add_shared(shared), sums.add_shared(shared);
+  const detail::Scratch scratch(
+      contract, shared,
+      detail::largest({attention.scratch(), size_of(of.keys), size_of(of.values), size_of(d_keys), size_of(d_values)}),
+      workers);
+  if (!scratch) return;
+  detail::Carver carver(scratch.shared());
+  of.place(carver), of.place_gradients(carver);
+  attention.begin(carver, sums), sums.begin(carver);
+  of.project(run, scratch);
+  const detail::ZeroFill<T> zeros = detail::sums_of(of.over_slots, wanted);
+  detail::run_tasks(run, workers < zeros.tasks() ? workers : zeros.tasks(), zeros.tasks(),
+                    [&](Index task, Index) { zeros.run(task); });
+  detail::run_work(run, scratch, attention);
+  sums.finish();
+
+  d_keys.d_out = of.over_slots.d_keys[0].key, d_values.d_out = of.over_slots.d_keys[0].value;
+  detail::run_gradients(run, scratch, d_keys, d_values);
 }
 
 /// out[b,h,i] = sum_s softmax_s(scale <query[b,h,i], K[b,h',s]>) V[b,h',s] over slots s, with K = project(key) and
-/// V = project(value); softcap and sinks as in Scores. The log-sum-exp is that over the slots.
+/// V = project(value); softcap, sinks and dropout as in Scores. The log-sum-exp is that over the slots.
 ///
 /// \param query (batch, heads, queries, head_dim)
-/// \param key   (batch, key heads, keys, head_dim), key heads dividing heads; keys that options leave out count as
-/// zeros \param value (batch, key heads, keys, value_dim) \param out   (batch, heads, queries, value_dim) and, if
-/// wanted, the log-sum-exp; written \throws ContractError on shapes that disagree, scores without meaning over slots,
-/// outputs that overlap anything;
+/// \param key   (batch, key heads, keys, head_dim), key heads dividing heads; what options leave out counts as zeros
+/// \param value (batch, key heads, keys, value_dim)
+/// \param out   (batch, heads, queries, value_dim) and, if wanted, the log-sum-exp; written
+/// \throws ContractError on shapes that disagree, scores without meaning over slots, outputs that overlap anything;
 ///         SizeError on overflow
 ///
 /// Work: batch * slots * (key heads * keys + heads * queries) * (head_dim + value_dim) multiply-adds for matrices.
@@ -155,6 +206,26 @@ template <Element Q>
 void linformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<Value<Q>>& out,
                          const LinformerOptions<Value<Q>>& options, Run run = {}) {
   LinformerAttention<Value<Q>>::forward({.query = query, .out = out, .keys = {key, value}}, options, run);
+}
+
+/// The gradients of sum(out * gradients.out) + sum(lse * gradients.lse) of that call of linformer_attention, in the
+/// fields of `gradients` that are present, overwritten. Which are asked for does not change their bits.
+///
+/// \param query, key, value, options as in the forward call
+/// \param out       what that call wrote, log-sum-exp included
+/// \param gradients out (and lse, if the loss depends on it) arrive; the others leave, those of the projections as
+///                  project_backward() has them. Keys that options leave out get zeros and give nothing
+/// \throws ContractError on shapes that disagree, an lse left out, gradients of what is absent, outputs that overlap
+///         anything; SizeError on overflow
+///
+/// Projected keys and values are computed anew. Work: batch * slots * (3 key heads * keys + 2.5 heads * queries) *
+/// (head_dim + value_dim) multiply-adds for matrices. Scratch: 2 * batch * key heads * slots * (head_dim + value_dim)
+/// elements, and at most 512 KiB a worker for dimensions up to 128.
+template <Element Q>
+void linformer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,
+                                  const LinformerGradients<Value<Q>>& gradients,
+                                  const LinformerOptions<Value<Q>>& options, Run run = {}) {
+  LinformerAttention<Value<Q>>::backward({.query = query, .keys = {key, value}}, out, gradients, options, run);
 }
 
 }  // namespace LONGVIEW_BUILD

@@ -149,10 +149,11 @@ ProjectionCall<T> projection_call(const TensorView<const T, 4>& input, const Ten
 }
 
 template <typename T>
-ProjectionGradientCall<T> gradient_call(const ProjectionCall<T>& of, const ProjectionGradients<T>& gradients) {
+ProjectionGradientCall<T> gradient_call(const ProjectionCall<T>& of, const TensorView<const T, 4>& d_out,
+                                        const TensorView<T, 4>& d_input, const ProjectionGradients<T>& gradients) {
   return {.of = of,
-          .d_out = gradients.out,
-          .d_input = gradients.input,
+          .d_out = d_out,
+          .d_input = d_input,
           .d_matrix = gradients.matrix,
           .d_convolution = gradients.convolution,
           .d_slot_bias = gradients.slot_bias,
@@ -196,7 +197,8 @@ struct ProjectRows {
     }
     detail::check_gradients(contract, gradients, projection, detail::projection_gradient_names, input.shape(), slots);
     if (!contract.accepted()) return;
-    const auto call = detail::gradient_call(detail::projection_call(input, TensorView<T, 4>(), projection), gradients);
+    const auto call = detail::gradient_call(detail::projection_call(input, TensorView<T, 4>(), projection),
+                                            gradients.out, gradients.input, gradients);
     const detail::ProjectionGradientWork<T> work(call, run.concurrency());
     const Index tasks = work.tasks(), workers = run.concurrency() < tasks ? run.concurrency() : tasks;
     const detail::Scratch scratch(contract, {}, work.scratch(), workers);
@@ -214,7 +216,7 @@ struct ProjectRows {
 /// overflow
 ///
 /// Work: batch * heads * slots * length * dim multiply-adds for a matrix, batch * heads * length * dim * dim out for a
-/// convolution. Scratch: at most 200 KiB a worker.
+/// convolution. Scratch: at most 256 KiB a worker.
 template <Element X>
 void project(TensorView<X, 4> input, const TensorView<Value<X>, 4>& out, const Projection<Value<X>>& projection,
              Run run = {}) {

@@ -9,81 +9,6 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 
-/// One task of the kernel at each of three outer indices, cut into blocks of rows and of columns.
-template <typename T>
-class ProjectionBlocks {
- public:
-  /// How far an outer index moves what the task refers to; `input`: rows of the input.
-  struct Outer {
-    Index count = 1, scalar = 0, vector = 0, out = 0, input = 0, keep = 0, lengths = 0;
-  };
-
-  ProjectionBlocks() = default;
-  /// `whole`: of all rows and columns.
-  ProjectionBlocks(const kernel::ProjectionTask<T>& whole, const std::array<Outer, 3>& outers, Index workers,
-                   Index lanes)
-      : whole_(whole), outers_(outers), lanes_(lanes) {
-    count_ = whole.rows > 0 && whole.columns > 0 ? outers[0].count * outers[1].count * outers[2].count : 0;
-    if (count_ == 0) return;
-    // Every worker gets a few tasks.
-    const Index wanted = workers > 1 ? (4 * workers + count_ - 1) / count_ : 1;
-    constexpr Index most_columns = kernel::most_input_columns * 4 / static_cast<Index>(sizeof(T));
-    columns_ = block_of(whole.columns, wanted, 3 * lanes, most_columns);
-    rows_ = block_of(whole.rows, (wanted + column_blocks() - 1) / column_blocks(), 4 * kernel::most_product_rows, 256);
-  }
-
-  Index tasks() const { return count_ == 0 ? 0 : count_ * row_blocks() * column_blocks(); }
-
-  ByteCount scratch() const {
-    if (tasks() == 0 || whole_.kind != kernel::ProjectionKind::product) return {};
-    return ByteCount().add(kernel::projection_scratch(rows_, columns_, lanes_), sizeof(T));
-  }
-
-  kernel::ProjectionTask<T> task(Index number) const {
-    kernel::ProjectionTask<T> task = whole_;
-    const Index column = number % column_blocks() * columns_, in_column = number / column_blocks();
-    const Index row = in_column % row_blocks() * rows_;
-    move(task,
-         {1, row * task.scalar_row + column * task.scalar_column, row * task.vector_row + column * task.vector_column,
-          row * task.out_row + column * task.out_column, row * task.input_row + column * task.input_column, 0, 0});
-    Index at = in_column / row_blocks();
-    for (const Outer& outer : outers_) {
-      const Index i = at % outer.count;
-      at /= outer.count;
-      move(task,
-           {1, i * outer.scalar, i * outer.vector, i * outer.out, i * outer.input, i * outer.keep, i * outer.lengths});
-    }
-    task.rows = task.rows - row < rows_ ? task.rows - row : rows_;
-    task.columns = task.columns - column < columns_ ? task.columns - column : columns_;
-    return task;
-  }
-
- private:
-  /// `extent` in at least `parts` blocks that are multiples of `least` and no larger than `most`.
-  static Index block_of(Index extent, Index parts, Index least, Index most) {
-    const Index even = (extent + parts - 1) / parts, block = (even + least - 1) / least * least;
-    const Index bounded = block < most ? block : most;
-    return bounded < extent ? bounded : extent;
-  }
-  Index row_blocks() const { return (whole_.rows + rows_ - 1) / rows_; }
-  Index column_blocks() const { return (whole_.columns + columns_ - 1) / columns_; }
-
-  // Tensors without elements may be null.
-  template <typename Number>
-  static void advance(Number*& pointer, Index by) {
-    if (pointer != nullptr) pointer += by;
-  }
-  static void move(kernel::ProjectionTask<T>& task, const Outer& by) {
-    advance(task.scalar, by.scalar), advance(task.vector, by.vector), advance(task.out, by.out);
-    advance(task.keep, by.keep + by.input * task.keep_row), advance(task.lengths, by.lengths);
-    task.length -= by.input, task.hidden += by.input;
-  }
-
-  kernel::ProjectionTask<T> whole_{};
-  std::array<Outer, 3> outers_{};
-  Index lanes_ = 1, count_ = 0, rows_ = 1, columns_ = 1;
-};
-
 /// Gradients of a projection of rows, already checked. `of.out` is not used.
 template <typename T>
 struct ProjectionGradientCall {
@@ -93,6 +18,8 @@ struct ProjectionGradientCall {
   TensorView<T, 3> d_matrix{}, d_convolution{};
   TensorView<T, 2> d_slot_bias{}, d_channel_bias{};
   bool adds = false;  // to what the gradients of matrix, convolution and biases hold
+
+  bool any() const { return d_input || d_matrix || d_convolution || d_slot_bias || d_channel_bias; }
 };
 
 /// The gradients that are present, cut into tasks.
@@ -134,18 +61,6 @@ class ProjectionGradientWork {
     jobs_[static_cast<std::size_t>(count_++)] = ProjectionBlocks<T>(task, outers, workers_, kernel_.block_rows / 3);
   }
 
-  /// A task whose terms stand for rows of the input, or for all of which a column or a row does.
-  Task masked() const {
-    Task task;
-    task.length = call_.of.input.extent(2);
-    task.lengths = call_.of.lengths.empty() ? nullptr : call_.of.lengths.data();
-    if (const auto& keep = call_.of.keep) {
-      task.keep = keep.data_handle();
-      task.keep_item = repeated(keep.extent(0), keep.stride(0)),
-      task.keep_row = repeated(keep.extent(1), keep.stride(1));
-    }
-    return task;
-  }
   /// A task that sums over items and, where `heads` is 1, over heads.
   Task summed(Task task, const TensorView<const T, 4>& vector, Index heads) const {
     const auto& d_out = call_.d_out;
@@ -159,9 +74,13 @@ class ProjectionGradientWork {
   void add_input() {
     const auto& d_out = call_.d_out;
     const auto& d_input = call_.d_input;
-    Task task = masked();
-    Outer item{d_out.extent(0), d_out.stride(0), 0, d_input.stride(0), 0, task.keep_item, 1};
-    Outer head{d_out.extent(1), d_out.stride(1), 0, d_input.stride(1)};
+    Task task = masked_task(call_.of);
+    Outer item{.count = d_out.extent(0),
+               .scalar = d_out.stride(0),
+               .out = d_input.stride(0),
+               .keep = task.keep_item,
+               .lengths = 1};
+    Outer head{.count = d_out.extent(1), .scalar = d_out.stride(1), .out = d_input.stride(1)};
     task.scalar = d_out.data_handle(), task.out = d_input.data_handle();
     if (const auto& matrix = call_.of.matrix) {
       // Transposed: channels are the rows, so that rows of the matrix are read as they lie.
@@ -179,7 +98,7 @@ class ProjectionGradientWork {
     if (const auto& weights = call_.of.convolution) {
       task.scalar_term = d_out.stride(3), task.terms = weights.extent(0);
       task.vector = weights.data_handle(), task.vector_term = weights.stride(0), task.vector_column = weights.stride(1);
-      add(task, {item, head, Outer{rate, 0, weights.stride(2), d_input.stride(2), 1}});
+      add(task, {item, head, Outer{.count = rate, .vector = weights.stride(2), .out = d_input.stride(2), .input = 1}});
     } else {
       const auto& input = call_.of.input;
       task.kind = call_.of.kind == kernel::ProjectionKind::mean ? kernel::ProjectionKind::mean_gradient
@@ -202,13 +121,14 @@ class ProjectionGradientWork {
     task.rows = d_input.extent(2) - first, task.columns = d_input.extent(3);
     task.out_row = d_input.stride(2), task.out_column = d_input.stride(3);
     if (task.rows > 0) task.out = d_input.data_handle() + first * d_input.stride(2);
-    add(task, {Outer{d_input.extent(0), 0, 0, d_input.stride(0)}, Outer{d_input.extent(1), 0, 0, d_input.stride(1)}});
+    add(task, {Outer{.count = d_input.extent(0), .out = d_input.stride(0)},
+               Outer{.count = d_input.extent(1), .out = d_input.stride(1)}});
   }
 
   void add_matrix() {
     const auto &d_out = call_.d_out, &input = call_.of.input;
     const auto& d_matrix = call_.d_matrix;
-    Task task = summed(masked(), input, d_matrix.extent(0));
+    Task task = summed(masked_task(call_.of), input, d_matrix.extent(0));
     task.rows = d_out.extent(2), task.columns = input.extent(2), task.terms = input.extent(3), task.input_column = 1;
     task.scalar = d_out.data_handle(), task.scalar_row = d_out.stride(2), task.scalar_term = d_out.stride(3);
     task.vector = input.data_handle(), task.vector_term = input.stride(3), task.vector_column = input.stride(2);
@@ -220,14 +140,14 @@ class ProjectionGradientWork {
     const auto &d_out = call_.d_out, &input = call_.of.input;
     const auto& weights = call_.d_convolution;
     const Index rate = weights.extent(2);
-    Task task = summed(masked(), input, 1);
+    Task task = summed(masked_task(call_.of), input, 1);
     task.rows = weights.extent(0), task.columns = weights.extent(1), task.terms = d_out.extent(2);
     task.input_term = rate;
     task.scalar = d_out.data_handle(), task.scalar_row = d_out.stride(3), task.scalar_term = d_out.stride(2);
     task.vector = input.data_handle();
     task.vector_term = rate * input.stride(2), task.vector_column = input.stride(3);
     task.out = weights.data_handle(), task.out_row = weights.stride(0), task.out_column = weights.stride(1);
-    add(task, {Outer{rate, 0, input.stride(2), weights.stride(2), 1}});
+    add(task, {Outer{.count = rate, .vector = input.stride(2), .out = weights.stride(2), .input = 1}});
   }
 
   /// Sums of d_out along an axis: products with 1.
@@ -247,7 +167,8 @@ class ProjectionGradientWork {
   }
 
   Outer by_head(Index heads, Index vector, Index out) const {
-    return heads == 1 ? Outer{} : Outer{heads, call_.d_out.stride(1), vector, out};
+    if (heads == 1) return {};
+    return {.count = heads, .scalar = call_.d_out.stride(1), .vector = vector, .out = out};
   }
 
   const kernel::ProjectionKernel<T> kernel_;
