@@ -65,7 +65,7 @@ std::vector<std::string> cells() {
   std::vector<std::string> names;
   for (const char* direction :
        {"performer_forward", "performer_forward_causal", "performer_backward", "performer_backward_causal"}) {
-    for (const int n : {1024, 4096, 16384})
+    for (const int n : {1024, 4096, 16384, 65536})
       names.push_back(std::string(direction) + "/f32/b1/h1/n" + std::to_string(n) + "/d64/m256");
     names.push_back(std::string(direction) + "/f32/b1/h1/n4096/d128/m256");
     names.push_back(std::string(direction) + "/f32/b1/h8/n4096/d64/m64");
