@@ -35,6 +35,7 @@ std::vector<std::string> cells() {
       for (const int n : {128, 512, 2048, 8192})
         names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d" + std::to_string(d));
     for (const int n : {128, 512}) names.push_back(kind + "/f32/b1/h8/n" + std::to_string(n) + "/d64");
+    for (const int n : {1024, 4096, 16384}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
     for (const int d : {80, 96, 256}) names.push_back(kind + "/f32/b1/h1/n2048/d" + std::to_string(d));
     for (const int d : {64, 128}) names.push_back(kind + "/f64/b1/h1/n2048/d" + std::to_string(d));
   }

@@ -32,7 +32,8 @@ void longformer(benchmark::State& state, const Cell& cell) {
 
 int main(int argc, char** argv) {
   return run_cells(argc, argv, LONGVIEW_BY_TYPE(longformer),
-                   {"longformer_forward/f32/b1/h1/n4096/d64/before256/after256/global64",
+                   {"longformer_forward/f32/b1/h1/n1024/d64/before256/after256/global64",
+                    "longformer_forward/f32/b1/h1/n4096/d64/before256/after256/global64",
                     "longformer_forward/f32/b1/h1/n16384/d64/before256/after256/global64",
                     "longformer_backward/f32/b1/h1/n4096/d64/before256/after256/global64",
                     "longformer_backward/f32/b1/h1/n16384/d64/before256/after256/global64"});

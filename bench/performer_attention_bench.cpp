@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Performer, forward: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful
-// FLOP: 8 n m d, features included; `state_GFLOP/s` counts the state and the query alone, 4 n m d.
+// Performer: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful FLOP of
+// n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the query alone,
+// 4 n m d. Backward 20 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of features 4, of
+// inputs 4 and of values 2, and the features of one side once more, as the sums over all positions of a side come before
+// what uses them: 2. Products within a causal chunk are not counted.
 // smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
 
 #include <longview/performer_attention.hpp>
@@ -12,21 +15,35 @@ namespace {
 using namespace longview_bench;
 
 template <typename T>
-void performer_forward(benchmark::State& state, const Cell& cell) {
+void performer(benchmark::State& state, const Cell& cell) {
   AttentionTensors<T> x(cell);
   const Index m = cell["m"], d = cell["d"];
   const std::vector<T> w = normal<T>(m * d, 4);
   const longview::PerformerOptions<T> options{.projection = {w.data(), {m, d}}, .causal = cell.causal()};
-  const double flops = 8.0 * static_cast<double>(cell["b"] * cell["h"] * cell["n"]) * static_cast<double>(m * d);
-  measure<T>(state, flops, [&](longview::Run run) {
-    longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options, run);
+  const double products = static_cast<double>(cell["b"] * cell["h"] * cell["n"]) * static_cast<double>(m * d);
+  if (!cell.name().starts_with("performer_backward")) {
+    measure<T>(state, 8 * products, [&](longview::Run run) {
+      longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options, run);
+    });
+    state.counters["state_GFLOP/s"] = state.counters["GFLOP/s"].value / 2;
+    return;
+  }
+  longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options);
+  const std::vector<T> d_out = normal<T>(x.count(x.shape), 5);
+  std::vector<T> d_query(x.q.size()), d_key(x.k.size()), d_value(x.v.size());
+  const longview::PerformerGradients<T> gradients{.out = {d_out.data(), x.shape},
+                                                  .query = {d_query.data(), x.shape},
+                                                  .key = {d_key.data(), x.key_shape},
+                                                  .value = {d_value.data(), x.key_shape}};
+  measure<T>(state, 20 * products, [&](longview::Run run) {
+    longview::performer_attention_backward(x.query(), x.key(), x.value(), x.out(), gradients, options, run);
   });
-  state.counters["state_GFLOP/s"] = state.counters["GFLOP/s"].value / 2;
 }
 
 std::vector<std::string> cells() {
   std::vector<std::string> names;
-  for (const char* direction : {"performer_forward", "performer_forward_causal"}) {
+  for (const char* direction :
+       {"performer_forward", "performer_forward_causal", "performer_backward", "performer_backward_causal"}) {
     for (const int n : {1024, 4096, 16384})
       names.push_back(std::string(direction) + "/f32/b1/h1/n" + std::to_string(n) + "/d64/m256");
     names.push_back(std::string(direction) + "/f32/b1/h1/n4096/d128/m256");
@@ -38,4 +55,4 @@ std::vector<std::string> cells() {
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(performer_forward), cells()); }
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(performer), cells()); }

@@ -53,6 +53,7 @@ def main():
     try:
         import matplotlib
         matplotlib.use("Agg")
+        matplotlib.rcParams["svg.hashsalt"] = "longview"  # the same file for the same numbers
         import matplotlib.pyplot as plt
     except ImportError:
         print("plot.py: matplotlib is not installed (apt: python3-matplotlib); the numbers, in milliseconds:")
@@ -64,12 +65,13 @@ def main():
         axes.plot(*zip(*points), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="length", ylabel="milliseconds a call, one thread")
     axes.set_title(f"One head of 64 channels, float32, {runs[0]['context'].get('instruction_set', '')}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(ticks := sorted({n for _, points in lines for n, _ in points}), [str(n) for n in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(options.out)
+    figure.savefig(options.out, metadata={"Date": None} if options.out.endswith(".svg") else None)
     print(f"written: {options.out}")
 
 

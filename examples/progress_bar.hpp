@@ -1,6 +1,8 @@
-// A progress bar on a terminal, nothing elsewhere.
+// A progress bar on a terminal, plain lines now and then elsewhere.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <string>
 
@@ -12,19 +14,27 @@
 
 class ProgressBar {
  public:
-  explicit ProgressBar(int steps) : steps_(steps), shown_(is_terminal(stdout) && is_terminal(stderr)) {}
+  /// Without a terminal, lines at least so many seconds apart.
+  explicit ProgressBar(double seconds_between_lines)
+      : shown_(is_terminal(stdout) && is_terminal(stderr)), between_(seconds_between_lines) {}
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
   ~ProgressBar() { clear(); }
 
-  /// Before each step.
-  void step(const std::string& what) {
-    ++step_;
-    if (!shown_) return;
-    const int width = 30, filled = width * (step_ - 1) / steps_;
-    std::fprintf(stderr, "\r\033[K[%s%s] %d/%d %s", std::string(static_cast<std::size_t>(filled), '#').c_str(),
-                 std::string(static_cast<std::size_t>(width - filled), '.').c_str(), step_, steps_, what.c_str());
-    std::fflush(stderr);
+  /// `done`: 0 ... 1
+  void show(double done, const std::string& what) {
+    const Clock::time_point now = Clock::now();
+    if (shown_) {
+      constexpr std::size_t width = 30;
+      const auto filled = static_cast<std::size_t>(std::clamp(done, 0.0, 1.0) * width);
+      std::fprintf(stderr, "\r\033[K[%s%s] %s", std::string(filled, '#').c_str(),
+                   std::string(width - filled, '.').c_str(), what.c_str());
+      std::fflush(stderr);
+    } else if (now - last_line_ >= between_) {
+      std::printf("%s\n", what.c_str());
+      std::fflush(stdout);
+      last_line_ = now;
+    }
   }
   /// Makes room for a line of output.
   void clear() const {
@@ -34,6 +44,8 @@ class ProgressBar {
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   static bool is_terminal(std::FILE* file) {
 #if defined(_WIN32)
     return _isatty(_fileno(file)) != 0;
@@ -42,6 +54,7 @@ class ProgressBar {
 #endif
   }
 
-  int steps_, step_ = 0;
   bool shown_;
+  std::chrono::duration<double> between_;
+  Clock::time_point last_line_ = Clock::now();
 };

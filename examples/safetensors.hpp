@@ -317,9 +317,11 @@ struct FloatTensor {
 };
 
 /// Writes the tensors in the order given, aligned to their elements.
-inline void write(const std::filesystem::path& path, std::span<const FloatTensor> tensors) {
+inline void write(const std::filesystem::path& path, std::span<const FloatTensor> tensors,
+                  std::map<std::string, std::string> metadata = {}) {
   const auto fail = [&](const std::string& what) { throw Error(path.string() + ": " + what); };
-  nlohmann::json header{{"__metadata__", {{"format", "pt"}}}};
+  metadata.emplace("format", "pt");
+  nlohmann::json header{{"__metadata__", metadata}};
   std::uint64_t end = 0;
   for (const FloatTensor& tensor : tensors) {
     if (header.contains(tensor.name)) fail("tensor '" + tensor.name + "': the name is taken");

@@ -74,6 +74,66 @@ void expect_the_same_in_pieces(const Sizes& sizes, Call run, std::uint64_t seed)
   });
 }
 
+/// Keys in pieces with gaps between them against all keys and a mask: `run(query, keys, out, scores)`.
+template <typename T, typename Call>
+void expect_the_same_with_gaps(Index queries, Index keys, bool slopes, Call run, std::uint64_t seed) {
+  for (std::uint64_t turn = 0; turn < 40; ++turn) {
+    Random random(seed + turn);
+    const Sizes all{1, 4, 2, queries, keys, 5, 6};
+    const Problem<T> problem(all, random);
+    // Alternately a gap and a piece; the last piece is there.
+    std::vector<Index> cuts(static_cast<std::size_t>(random.integer(1, 4)) * 2);
+    for (Index& cut : cuts) cut = random.integer(0, keys);
+    std::sort(cuts.begin(), cuts.end());
+    cuts.back() = keys;
+    std::vector<longview::KeyValue<T>> pieces;
+    std::vector<Index> places;
+    for (std::size_t at = 0; at < cuts.size(); at += 2) {
+      const Index begin = cuts[at], count = cuts[at + 1] - begin;
+      pieces.push_back({rows_of(problem.key_view(), begin, count), rows_of(problem.value_view(), begin, count), begin});
+      for (Index j = begin; j < begin + count; ++j) places.push_back(j);
+    }
+    const auto view = [&]() -> KeyValueView<T> {
+      switch (pieces.size()) {
+        case 1: return {pieces[0]};
+        case 2: return {pieces[0], pieces[1]};
+        case 3: return {pieces[0], pieces[1], pieces[2]};
+        default: return {pieces[0], pieces[1], pieces[2], pieces[3]};
+      }
+    }();
+    const bool by_pair = random.chance(50);
+    const auto rows = by_pair ? queries : 1, present = static_cast<Index>(places.size());
+    const auto open = random.bytes(rows * keys, random.chance(50) ? 100 : 60);
+    const auto bias = random.values<T>(queries * keys), sinks = random.values<T>(4), steep = random.values<T>(4, 0.1);
+    std::vector<std::uint8_t> keep(open.size()), keep_present(to_size(rows * present));
+    std::vector<T> bias_present(to_size(queries * present));
+    for (Index at = 0; at < present; ++at) {
+      const Index j = places[to_size(at)];
+      for (Index i = 0; i < rows; ++i)
+        keep_present[to_size(i * present + at)] = keep[to_size(i * keys + j)] = open[to_size(i * keys + j)];
+      for (Index i = 0; i < queries; ++i) bias_present[to_size(i * present + at)] = bias[to_size(i * keys + j)];
+    }
+    const std::vector<Index> lengths{random.integer(0, keys)};
+    Scores<T> whole{.softcap = random.chance(50) ? std::optional<double>(4) : std::nullopt,
+                    .keep_mask = {keep.data(), {1, 1, rows, keys}}};
+    if (random.chance(50)) whole.key_lengths = lengths;
+    if (random.chance(50)) whole.sinks = sinks;
+    if (slopes && random.chance(50)) whole.alibi_slopes = steep;
+    Scores<T> in_pieces = whole;
+    in_pieces.keep_mask = {keep_present.data(), {1, 1, rows, present}};
+    if (random.chance(50)) {
+      whole.bias = {bias.data(), {1, 1, queries, keys}};
+      in_pieces.bias = {bias_present.data(), {1, 1, queries, present}};
+    }
+    under_all_sets([&] {
+      Answer<T> expected(all), got(all);
+      run(problem.query_view(), KeyValueView<T>(problem.key_view(), problem.value_view()), expected.output(all), whole);
+      run(problem.query_view(), view, got.output(all), in_pieces);
+      EXPECT_TRUE(same_answer(all, expected, got)) << "turn " << turn << " pieces from " << text_of(cuts);
+    });
+  }
+}
+
 /// Outputs of equal scores and unit vectors as values, by the keys that each query sees.
 template <typename T, typename Sees>
 std::vector<T> mean_of_unit_vectors(const Sizes& sizes, Sees sees) {
@@ -100,11 +160,6 @@ Problem<T> membership_problem(Sizes sizes) {
       for (Index j = 0; j < sizes.keys; ++j)
         for (Index c = 0; c < sizes.value_dim; ++c) value(b, h, j, c) = j == c ? T(1) : T(0);
   return problem;
-}
-
-inline reference::Window exact_window(const longview::Window& window) {
-  const auto side = [](Index steps) { return steps == longview::unlimited ? std::nullopt : std::optional<Index>(steps); };
-  return {side(window.before), side(window.after), window.dilation};
 }
 
 }  // namespace test

@@ -51,15 +51,7 @@ class Contract : public ::testing::Test {
   static std::string option(const char* name) { return std::string(Operator::scores) + name; }
 };
 
-struct Name {
-  template <typename Operator>
-  static std::string GetName(int) {
-    return Operator::name;
-  }
-};
-using Operators = ::testing::Types<test::FullAttention<float>, test::SlidingWindowAttention<float>,
-                                   test::LongformerAttention<float>, test::RelativeAttention<float>>;
-TYPED_TEST_SUITE(Contract, Operators, Name);
+TYPED_TEST_SUITE(Contract, test::ExactOperators<float>, test::TypeName);
 
 TYPED_TEST(Contract, AcceptsWhatIsRight) {
   EXPECT_NO_THROW(TypeParam::run(this->query, this->key, this->value, {this->out, this->lse}, this->scores));
@@ -137,6 +129,24 @@ TYPED_TEST(Contract, S12_ByteCountOverflows) {
   EXPECT_EQ(this->template error<SizeError>(), "query: byte count overflows");
   this->query = {this->query.data_handle(), {2, 6, 8, 4}, {most / 4, most / 4, 1, 1}};
   EXPECT_EQ(this->template error<SizeError>(), "query: byte count overflows");
+}
+
+/// Strides between those that overflow and those that do not: addresses up to the last byte are never computed with.
+TYPED_TEST(Contract, S12_StridesOfHalfTheAddressSpace) {
+  const Sequential sequential;
+  const auto right_out = this->out;
+  for (const Index stride : {(Index{1} << 61) - 2, (Index{1} << 61) - 1, Index{1} << 61})
+    for (const Index sign : {1, -1}) {
+      // Rehearsals look at the shapes of what they cannot read.
+      this->out = {right_out.data_handle(), {2, 6, 8, 5}, {sign * stride, 40, 5, 1}};
+      DryRun dry;
+      TypeParam::run(this->query, this->key, this->value, this->out, {}, longview::Run(sequential, dry));
+      EXPECT_STREQ(dry.error(), (std::string(TypeParam::name) + ": out: byte count overflows").c_str()) << sign * stride;
+      this->out = {right_out.data_handle(), {2, 6, 8, 5}, {sign * (stride / 2), 40, 5, 1}};
+      TypeParam::run(this->query, this->key, this->value, this->out, {}, longview::Run(sequential, dry));
+      // It may reach over other tensors.
+      EXPECT_EQ(std::string(dry.error()).find("overflows"), std::string::npos) << sign * stride / 2;
+    }
 }
 
 /// Nothing but the shapes is looked at, so that a rehearsal shows what a call would do.
@@ -346,6 +356,10 @@ TYPED_TEST(Contract, N14_ScaleAndSoftcap) {
     this->scores.scale = wrong;
     EXPECT_EQ(this->error(), this->option("scale") + ": must be finite");
   }
+  for (const double wrong : {1e39, -1e300}) {
+    this->scores.scale = wrong;
+    EXPECT_EQ(this->error(), this->option("scale") + ": beyond the range of the elements");
+  }
   this->scores.scale = {};
   for (const double wrong : {infinity, nan, 0.0, -1.0}) {
     this->scores.softcap = wrong;
@@ -360,6 +374,13 @@ TYPED_TEST(Contract, TooFewWorkers) {
                 TypeParam::run(this->query, this->key, this->value, this->out, {}, executor);
               }),
               std::string(TypeParam::name) + ": run: concurrency must be >= 1 (got " + std::to_string(workers) + ")");
+  }
+}
+
+TYPED_TEST(Contract, T01_AnyNumberOfWorkers) {
+  for (const Index workers : {Index{1} << 31, Index{1} << 60, most}) {
+    const test::Reversed executor{workers};
+    EXPECT_NO_THROW(TypeParam::run(this->query, this->key, this->value, this->out, {}, executor)) << workers;
   }
 }
 
@@ -526,6 +547,19 @@ TEST_F(LongformerContract, M28_Offsets) {
   EXPECT_EQ(text({0, 2, most}), "options.global.tokens.offsets: last (got " + std::to_string(most) +
                                     ", expected 4 from indices)");
   EXPECT_EQ(text({0, 0, 4}), "no error");
+}
+
+TEST_F(LongformerContract, S10_L13_MasksOfTokenSets) {
+  const std::vector<std::uint8_t> mask(100, 1);
+  std::vector<Index> storage;
+  const auto text = [&](const TensorView<const std::uint8_t, 2>& tokens) {
+    return test::error_of<ContractError>([&] { longview::token_sets(tokens, storage); });
+  };
+  EXPECT_EQ(text({mask.data(), {-1, 3}}), "token_sets: mask: extent must be >= 0 (got -1)");
+  EXPECT_EQ(text({mask.data(), {2, -3}}), "token_sets: mask: extent must be >= 0 (got -3)");
+  EXPECT_EQ(text({nullptr, {2, 3}}), "token_sets: mask: null data for 6 elements");
+  EXPECT_EQ(text({nullptr, {2, 0}}), "no error");
+  EXPECT_EQ(text({}), "no error");
 }
 
 TEST_F(LongformerContract, OptionsWithoutMeaning) {

@@ -42,15 +42,7 @@ class ExecutorLaws : public ::testing::Test {
   }
 };
 
-struct Name {
-  template <typename Operator>
-  static std::string GetName(int) {
-    return Operator::name;
-  }
-};
-using Operators = ::testing::Types<test::FullAttention<float>, test::SlidingWindowAttention<float>,
-                                   test::LongformerAttention<float>, test::RelativeAttention<float>>;
-TYPED_TEST_SUITE(ExecutorLaws, Operators, Name);
+TYPED_TEST_SUITE(ExecutorLaws, test::AllOperators<float>, test::TypeName);
 
 TYPED_TEST(ExecutorLaws, T01_AnyNumberOfThreads) {
   const auto problem = this->problem();

@@ -6,8 +6,8 @@
 
 namespace test {
 
-using FullAttentions = ::testing::Types<FullAttention<float>, FullAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, FullAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<FullAttention>, TypeName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, CrossAttentionLaws, WithBothNumbers<FullAttention>, TypeName);
 
 }  // namespace test
 
@@ -26,15 +26,12 @@ using test::Sizes;
 using test::TensorView;
 
 template <typename T>
-class FullAttention : public ::testing::Test {
+class FullAttention : public test::AttentionLaws<test::FullAttention<T>> {
  public:
-  static Answer<T> run(const Problem<T>& problem, const Scores<T>& scores = {}) {
-    return test::answer<test::FullAttention<T>>(problem, scores);
-  }
   static void expect_bound(const Problem<T>& problem, const ScoresCase<T>& scores, const std::string& what = "") {
     const auto expected = test::reference_attention(problem, scores);
     test::under_all_sets([&] {
-      EXPECT_TRUE(test::within_bound("full_attention", problem.sizes, expected, run(problem, scores.view())))
+      EXPECT_TRUE(test::within_bound("full_attention", problem.sizes, expected, FullAttention::run(problem, scores.view())))
           << problem.sizes << scores.text() << " " << what;
     });
   }
@@ -42,18 +39,11 @@ class FullAttention : public ::testing::Test {
     const Problem<T> problem = test::membership_problem<T>(sizes);
     const auto expected = test::mean_of_unit_vectors<T>(problem.sizes, sees);
     test::under_all_sets([&] {
-      EXPECT_TRUE(test::same_bits(expected, run(problem, scores).out, problem.sizes.out())) << problem.sizes;
+      EXPECT_TRUE(test::same_bits(expected, FullAttention::run(problem, scores).out, problem.sizes.out())) << problem.sizes;
     });
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(FullAttention, Numbers, Name);
+TYPED_TEST_SUITE(FullAttention, test::Numbers, test::TypeName);
 
 // ---- Shapes
 
@@ -158,6 +148,29 @@ TYPED_TEST(FullAttention, M08_ExhaustiveKeepMasks) {
   }
 }
 
+/// A NaN score is not forgotten when a larger score, or the first finite one, comes along.
+TYPED_TEST(FullAttention, M29_NaNScoresStayVisible) {
+  using T = TypeParam;
+  const Index keys = 4200;
+  for (const Index count : {Index{1}, Index{64}, Index{2048}})
+    for (const Index from : {Index{0}, Index{3}, Index{64}, Index{2048}})
+      for (const T later : {T(0), T(500), T(5000)}) {
+        if (from + count > keys - 100) continue;
+        Random random(231);
+        Problem<T> problem({1, 1, 1, 1, keys, 1, 1}, random);
+        problem.query[0] = 1;
+        std::fill(problem.key.begin(), problem.key.end(), T(0));
+        std::fill_n(problem.key.begin() + from, count, this->nan);
+        problem.key.back() = later;
+        test::under_all_sets([&] {
+          const Answer<T> got = this->run(problem);
+          EXPECT_TRUE(std::isnan(got.out[0]) && std::isnan(got.lse[0]))
+              << count << " NaN keys from " << from << " on, the last key " << later << ": " << got.out[0] << ", "
+              << got.lse[0];
+        });
+      }
+}
+
 // ---- Numbers
 
 TYPED_TEST(FullAttention, N01_EqualHugeScoresGiveTheMean) {
@@ -177,6 +190,66 @@ TYPED_TEST(FullAttention, N01_EqualHugeScoresGiveTheMean) {
       }
     });
   }
+}
+
+TYPED_TEST(FullAttention, N02_OneScoreFarAbove) {
+  using T = TypeParam;
+  Random random(302);
+  for (const Index winner : {0, 1, 63, 64, 100, 2047, 2048, 2999}) {
+    Problem<T> problem({1, 1, 1, 60, 3000, 1, 7}, random);
+    std::fill(problem.query.begin(), problem.query.end(), T(1));
+    std::fill(problem.key.begin(), problem.key.end(), T(0));
+    problem.key[test::to_size(winner)] = 2000;
+    test::under_all_sets([&] {
+      Answer<T> got = this->run(problem);
+      for (Index i = 0; i < 60; ++i)
+        for (Index c = 0; c < 7; ++c)
+          ASSERT_EQ(this->rows(got, problem.sizes)(0, 0, i, c), problem.value_at(0, 0, winner, c)) << winner;
+    });
+  }
+}
+
+TYPED_TEST(FullAttention, N07_ValuesNearTheLargest) {
+  using T = TypeParam;
+  const T huge = std::numeric_limits<T>::max() * T(0.9);
+  Random random(307);
+  Problem<T> problem({1, 1, 1, 1, 130, 1, 1}, random);
+  problem.query[0] = 1;
+  std::fill(problem.key.begin(), problem.key.end(), T(0));
+  std::fill(problem.value.begin(), problem.value.end(), T(1));
+  problem.value[0] = problem.value[1] = huge;
+  test::under_all_sets([&] {
+    EXPECT_EQ(this->run(problem).out[0], this->infinity);
+    // Where a later key takes all the weight, nothing of the overflow is left.
+    problem.key[100] = 5000;
+    EXPECT_EQ(this->run(problem).out[0], T(1));
+    problem.key[100] = 0;
+  });
+}
+
+TYPED_TEST(FullAttention, N10_SubnormalInputs) {
+  using T = TypeParam;
+  Random random(310);
+  Problem<T> problem({1, 2, 1, 50, 70, 5, 6}, random, 1);
+  const T tiny = std::numeric_limits<T>::min() / 8;
+  for (auto* const all : {&problem.query, &problem.key, &problem.value})
+    for (T& x : *all) x *= tiny;
+  const auto expected = test::reference_attention(problem, ScoresCase<T>{});
+  auto flushed = expected;
+  for (auto& radius : flushed.out.radius.elements())
+    radius += static_cast<test::RealOf<T>>(std::numeric_limits<T>::min()) * test::RealOf<T>(70);
+  test::under_all_sets([&] {
+    EXPECT_TRUE(test::within_bound("subnormal", problem.sizes, expected, this->run(problem)));
+#if defined(__SSE2__)
+    const unsigned control = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(control | 0x8040);
+    const Answer<T> got = this->run(problem);
+    const unsigned after = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(control);
+    EXPECT_TRUE(test::within_bound("subnormal, flushed", problem.sizes, flushed, got));
+    EXPECT_EQ(after & 0x8040, 0x8040U);
+#endif
+  });
 }
 
 TYPED_TEST(FullAttention, N17_AMillionEqualScores) {
@@ -222,6 +295,31 @@ TYPED_TEST(FullAttention, N18_SinksAlone) {
   }
 }
 
+TYPED_TEST(FullAttention, D04_PermutedQueries) {
+  using T = TypeParam;
+  Random random(406);
+  const Problem<T> problem(this->sizes(), random);
+  const Sizes& s = problem.sizes;
+  const auto order = random.permutation(s.queries);
+  test::under_all_sets([&] {
+    Answer<T> expected = this->run(problem);
+    Problem<T> permuted = problem;
+    Answer<T> moved(s);
+    for (Index b = 0; b < s.batch; ++b)
+      for (Index h = 0; h < s.heads; ++h)
+        for (Index i = 0; i < s.queries; ++i) {
+          const Index from = order[test::to_size(i)];
+          for (Index c = 0; c < s.head_dim; ++c)
+            permuted.query[test::to_size(((b * s.heads + h) * s.queries + i) * s.head_dim + c)] =
+                problem.query_view()(b, h, from, c);
+          for (Index c = 0; c < s.value_dim; ++c)
+            this->rows(moved, s)(b, h, i, c) = this->rows(expected, s)(b, h, from, c);
+          this->lse(moved, s)(b, h, i) = this->lse(expected, s)(b, h, from);
+        }
+    EXPECT_TRUE(test::same_answer(s, moved, this->run(permuted)));
+  });
+}
+
 // ---- Streaming
 
 TYPED_TEST(FullAttention, D01_D02_ChunksAndPieces) {
@@ -247,6 +345,18 @@ TYPED_TEST(FullAttention, D05_PiecesOfKeys) {
       longview::full_attention(query, keys, out, scores);
     };
     test::expect_the_same_in_pieces<TypeParam>({2, 4, 2, 140, 300, 5, 6}, run, 6);
+  }
+}
+
+TYPED_TEST(FullAttention, D03_PiecesWithGaps) {
+  for (const bool causal : {false, true}) {
+    const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                         Scores<TypeParam> scores) {
+      scores.causal = causal;
+      longview::full_attention(query, keys, out, scores);
+    };
+    test::expect_the_same_with_gaps<TypeParam>(60, 210, true, run, 30);
+    test::expect_the_same_with_gaps<TypeParam>(3, 210, true, run, 130);
   }
 }
 

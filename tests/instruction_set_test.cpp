@@ -125,12 +125,20 @@ TEST(InstructionSets, EachOneThatIsAvailableCanBeForced) {
 
 TEST(InstructionSets, OthersAreRefused) {
   const InstructionSet best = longview::instruction_set();
-  for (const InstructionSet set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+  std::string sets;
+  for (const InstructionSet set : test::instruction_sets()) sets += (sets.empty() ? "" : " or ") + std::string(longview::name_of(set));
+  for (const InstructionSet set :
+       {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512, static_cast<InstructionSet>(77)}) {
     if (longview::available(set)) continue;
-    const std::string text = test::error_of<ContractError>([&] { longview::use_instruction_set(set); });
-    EXPECT_EQ(text, std::string("use_instruction_set: set: not available (got ") + longview::name_of(set) +
-                        ", expected at most " + longview::name_of(best) + ")");
-    EXPECT_EQ(longview::instruction_set(), best);
+    // Whatever is forced at the time.
+    for (const InstructionSet forced : {best, InstructionSet::portable}) {
+      longview::use_instruction_set(forced);
+      const std::string text = test::error_of<ContractError>([&] { longview::use_instruction_set(set); });
+      EXPECT_EQ(text, std::string("use_instruction_set: set: not available (got ") + longview::name_of(set) +
+                          ", expected " + sets + ")");
+      EXPECT_EQ(longview::instruction_set(), forced);
+    }
+    longview::use_instruction_set(best);
   }
 }
 

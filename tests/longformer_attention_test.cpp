@@ -6,8 +6,7 @@
 
 namespace test {
 
-using LongformerAttentions = ::testing::Types<LongformerAttention<float>, LongformerAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, LongformerAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<LongformerAttention>, TypeName);
 
 }  // namespace test
 
@@ -35,14 +34,7 @@ class Longformer : public ::testing::Test {
     return got;
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Longformer, Numbers, Name);
+TYPED_TEST_SUITE(Longformer, test::Numbers, test::TypeName);
 
 /// All lengths up to 9, all sets of up to three global tokens (one batch item each), all reaches up to the length, causal
 /// or not, with and without padding.

@@ -6,8 +6,8 @@
 
 namespace test {
 
-using RelativeAttentions = ::testing::Types<RelativeAttention<float>, RelativeAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, RelativeAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<RelativeAttention>, TypeName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, CrossAttentionLaws, WithBothNumbers<RelativeAttention>, TypeName);
 
 }  // namespace test
 
@@ -36,14 +36,7 @@ class Relative : public ::testing::Test {
     return got;
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(Relative, Numbers, Name);
+TYPED_TEST_SUITE(Relative, test::Numbers, test::TypeName);
 
 /// All lengths up to 9, all memories, all limits.
 TYPED_TEST(Relative, M12_ExhaustiveMembership) {
@@ -224,6 +217,16 @@ TYPED_TEST(Relative, D01_D02_ChunksAndPieces) {
     test::expect_the_same_in_chunks<TypeParam>({1, 2, 1, 90, 300, 7, 5}, reach, run, 2);
     test::expect_the_same_in_pieces<TypeParam>({2, 2, 1, 90, 300, 7, 5}, run, 3);
   }
+}
+
+TYPED_TEST(Relative, D03_PiecesWithGaps) {
+  Random random(8);
+  const auto table = random.values<TypeParam>(210 * 5);
+  const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                       const Scores<TypeParam>& scores) {
+    longview::relative_attention(query, keys, out, {.position = {table.data(), {1, 210, 5}}, .scores = scores});
+  };
+  test::expect_the_same_with_gaps<TypeParam>(60, 210, false, run, 32);
 }
 
 TYPED_TEST(Relative, SinusoidalPositions) {

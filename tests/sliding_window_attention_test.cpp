@@ -6,8 +6,8 @@
 
 namespace test {
 
-using SlidingWindowAttentions = ::testing::Types<SlidingWindowAttention<float>, SlidingWindowAttention<double>>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, SlidingWindowAttentions, OperatorName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, AttentionLaws, WithBothNumbers<SlidingWindowAttention>, TypeName);
+INSTANTIATE_TYPED_TEST_SUITE_P(Laws, CrossAttentionLaws, WithBothNumbers<SlidingWindowAttention>, TypeName);
 
 }  // namespace test
 
@@ -50,14 +50,7 @@ class SlidingWindow : public ::testing::Test {
     return distance <= 0 ? -distance / window.dilation <= window.before : distance / window.dilation <= window.after;
   }
 };
-struct Name {
-  template <typename T>
-  static std::string GetName(int) {
-    return sizeof(T) == 4 ? "float" : "double";
-  }
-};
-using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(SlidingWindow, Numbers, Name);
+TYPED_TEST_SUITE(SlidingWindow, test::Numbers, test::TypeName);
 
 TYPED_TEST(SlidingWindow, M16_ReachZeroGivesTheOwnValue) {
   Random random(16);
@@ -279,6 +272,16 @@ TYPED_TEST(SlidingWindow, D05_PiecesOfKeys) {
       longview::sliding_window_attention(query, keys, out, {.window = window, .scores = {.alignment = Alignment::at(30)}});
     };
     test::expect_the_same_in_pieces<TypeParam>({2, 2, 1, 120, 180, 5, 6}, run, 6);
+  }
+}
+
+TYPED_TEST(SlidingWindow, D03_PiecesWithGaps) {
+  for (const Window& window : {Window{20, 5}, Window{9, 4, 3}, Window{unlimited, 0, 2}}) {
+    const auto run = [&](auto query, const KeyValueView<TypeParam>& keys, const Output<TypeParam>& out,
+                         const Scores<TypeParam>& scores) {
+      longview::sliding_window_attention(query, keys, out, {.window = window, .scores = scores});
+    };
+    test::expect_the_same_with_gaps<TypeParam>(60, 210, true, run, 31);
   }
 }
 

@@ -190,6 +190,21 @@ TEST_F(TensorViews, SliceThatOverflows) {
   EXPECT_EQ(error_of([&] { row.slice(0, 0, 3, -most - 1); }), text);
 }
 
+TEST_F(TensorViews, StepsOfOneElementDoNotMatter) {
+  const Index most = std::numeric_limits<Index>::max();
+  for (const Index step : {Index{0}, Index{7}, most, -most - 1}) EXPECT_EQ(all.slice(0, 1, 1, step)(0, 2, 3), 23);
+}
+
+TEST_F(TensorViews, AxesThatDoNotExist) {
+  const std::string end = ": axis out of bounds";
+  EXPECT_EQ(error_of([&] { all.select(3, 0); }), "TensorView: select" + end);
+  EXPECT_EQ(error_of([&] { all.slice(3, 0, 1); }), "TensorView: slice" + end);
+  EXPECT_EQ(error_of([&] { all.transpose(0, 3); }), "TensorView: transpose" + end);
+  EXPECT_EQ(error_of([&] { all.transpose(4, 0); }), "TensorView: transpose" + end);
+  EXPECT_EQ(error_of([&] { all.unsqueeze(4); }), "TensorView: unsqueeze" + end);
+  EXPECT_EQ(error_of([&] { all.unflatten(3, 1); }), "TensorView: unflatten" + end);
+}
+
 TEST_F(TensorViews, SlicesOfNullStayNull) {
   const TensorView<int, 2> null(nullptr, {4, 5});
   EXPECT_EQ(null.slice(0, 2, 2).data_handle(), nullptr);

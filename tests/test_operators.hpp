@@ -7,7 +7,9 @@
 #include <optional>
 
 #include "longview/full_attention.hpp"
+#include "longview/linformer_attention.hpp"
 #include "longview/longformer_attention.hpp"
+#include "longview/performer_attention.hpp"
 #include "longview/relative_attention.hpp"
 #include "longview/sliding_window_attention.hpp"
 #include "reference/attention.hpp"
@@ -80,14 +82,23 @@ template <typename T>
 
 // ---- Operators. Each sees its keys by a rule of its own, sees(), where the scores say nothing.
 
+/// What is true of most of them.
 template <typename T>
-struct FullAttention {
+struct OperatorDefaults {
   using Element = T;
-  static constexpr const char* name = "full_attention";
-  static constexpr const char* scores = "options.";
-  static constexpr bool same_lengths = false, takes_slopes = true, equivariant_in_queries = true, sees_everything = true;
+  static constexpr const char* scores = "options.scores.";  // where its Scores stand
+  static constexpr bool same_lengths = false, takes_slopes = false, takes_masks = true, gives_lse = true;
+  static constexpr std::size_t most_scratch = std::size_t{256} * 1024;  // for dimensions up to 128
 
   static bool sees(const Sizes&, Index, Index) { return true; }
+};
+
+template <typename T>
+struct FullAttention : OperatorDefaults<T> {
+  static constexpr const char* name = "full_attention";
+  static constexpr const char* scores = "options.";
+  static constexpr bool takes_slopes = true;
+
   static void run(TensorView<const T, 4> query, TensorView<const T, 4> key, TensorView<const T, 4> value,
                   const Output<T>& out, const Scores<T>& options = {}, Run how = {}) {
     longview::full_attention(query, key, value, out, options, how);
@@ -95,11 +106,9 @@ struct FullAttention {
 };
 
 template <typename T>
-struct SlidingWindowAttention {
-  using Element = T;
+struct SlidingWindowAttention : OperatorDefaults<T> {
   static constexpr const char* name = "sliding_window_attention";
-  static constexpr const char* scores = "options.scores.";
-  static constexpr bool same_lengths = false, takes_slopes = true, equivariant_in_queries = false, sees_everything = false;
+  static constexpr bool takes_slopes = true;
   static constexpr Index before = 20, after = 3;
 
   static bool sees(const Sizes& s, Index query, Index key) {
@@ -116,11 +125,9 @@ struct SlidingWindowAttention {
 
 /// Tokens 1 and length - 2 are global.
 template <typename T>
-struct LongformerAttention {
-  using Element = T;
+struct LongformerAttention : OperatorDefaults<T> {
   static constexpr const char* name = "longformer_attention";
-  static constexpr const char* scores = "options.scores.";
-  static constexpr bool same_lengths = true, takes_slopes = false, equivariant_in_queries = false, sees_everything = false;
+  static constexpr bool same_lengths = true;
   static constexpr Index before = 20, after = 3;
 
   static bool is_global(const Sizes& s, Index token) { return s.keys >= 4 && (token == 1 || token == s.keys - 2); }
@@ -136,14 +143,11 @@ struct LongformerAttention {
   }
 };
 
-/// Rows of the position table repeat a small random one, the same for all heads.
+/// Rows of the position table are the same for all heads.
 template <typename T>
-struct RelativeAttention {
-  using Element = T;
+struct RelativeAttention : OperatorDefaults<T> {
   static constexpr const char* name = "relative_attention";
-  static constexpr const char* scores = "options.scores.";
-  static constexpr bool same_lengths = false, takes_slopes = false, equivariant_in_queries = false, sees_everything = false;
-  static constexpr Index most_distances = 512, most_channels = 128;
+  static constexpr Index most_distances = 4096, most_channels = 128;
 
   static bool sees(const Sizes& s, Index query, Index key) { return key <= query + s.keys - s.queries; }
   static const std::vector<T>& table() {
@@ -158,12 +162,98 @@ struct RelativeAttention {
   }
 };
 
+/// One matrix for keys and values of all heads; its rows repeat.
+template <typename T>
+struct LinformerAttention : OperatorDefaults<T> {
+  static constexpr const char* name = "linformer_attention";
+  static constexpr bool takes_masks = false;
+  static constexpr Index slots = 24, most_keys = 4096;
+
+  static const std::vector<T>& matrix() {
+    static const std::vector<T> rows = Random(8).values<T>(slots * most_keys, 0.1);
+    return rows;
+  }
+  static void run(TensorView<const T, 4> query, TensorView<const T, 4> key, TensorView<const T, 4> value,
+                  const Output<T>& out, const Scores<T>& options = {}, Run how = {}) {
+    const Index keys = key.extent(2);
+    const Shape<3> shape{1, slots, keys}, stride{0, keys <= most_keys ? most_keys : 0, keys <= most_keys ? 1 : 0};
+    longview::linformer_attention(query, key, value, out,
+                                  {.key_projection = {.matrix = {matrix().data(), shape, stride}}, .scores = options}, how);
+  }
+};
+
+/// Without scores and their log-sum-exp.
+template <typename T>
+struct PerformerAttention : OperatorDefaults<T> {
+  static constexpr const char* name = "performer_attention";
+  static constexpr bool takes_masks = false, gives_lse = false;
+  static constexpr std::size_t most_scratch = std::size_t{512} * 1024;
+  static constexpr Index features = 48, most_channels = 128;
+
+  static const std::vector<T>& projection() {
+    static const std::vector<T> rows = Random(9).values<T>(features * most_channels);
+    return rows;
+  }
+  static void run(TensorView<const T, 4> query, TensorView<const T, 4> key, TensorView<const T, 4> value,
+                  const Output<T>& out, const Scores<T>& options = {}, Run how = {}) {
+    const Shape<2> shape{features, query.extent(3)}, stride{most_channels, 1};
+    longview::performer_attention(
+        query, key, value, out.out,
+        {.projection = {projection().data(), shape, stride}, .causal = options.causal, .key_lengths = options.key_lengths},
+        how);
+  }
+};
+
+template <typename T>
+using ExactOperators =
+    ::testing::Types<FullAttention<T>, SlidingWindowAttention<T>, LongformerAttention<T>, RelativeAttention<T>>;
+template <typename T>
+using AllOperators = ::testing::Types<FullAttention<T>, SlidingWindowAttention<T>, LongformerAttention<T>,
+                                      RelativeAttention<T>, LinformerAttention<T>, PerformerAttention<T>>;
+using AllOperatorsOfBothNumbers =
+    ::testing::Types<FullAttention<float>, FullAttention<double>, SlidingWindowAttention<float>,
+                     SlidingWindowAttention<double>, LongformerAttention<float>, LongformerAttention<double>,
+                     RelativeAttention<float>, RelativeAttention<double>, LinformerAttention<float>,
+                     LinformerAttention<double>, PerformerAttention<float>, PerformerAttention<double>>;
+
+template <template <typename> class Operator>
+using WithBothNumbers = ::testing::Types<Operator<float>, Operator<double>>;
+
+/// Names of typed tests: of an operator, or of a number.
+struct TypeName {
+  template <typename Type>
+  static std::string GetName(int) {
+    if constexpr (std::is_floating_point_v<Type>)
+      return sizeof(Type) == 4 ? "float" : "double";
+    else
+      return Type::name + ("_" + GetName<typename Type::Element>(0));
+  }
+};
+using Numbers = ::testing::Types<float, double>;
+
 template <typename Operator, typename T>
 Answer<T> answer(const Problem<T>& problem, const Scores<T>& scores = {}, Run run = {}) {
   Answer<T> result(problem.sizes);
   Operator::run(problem.query_view(), problem.key_view(), problem.value_view(), result.output(problem.sizes), scores, run);
   return result;
 }
+
+/// What the tests of one operator share.
+template <typename Operator>
+class OperatorTest : public ::testing::Test {
+ public:
+  using Number = typename Operator::Element;
+  static constexpr Number infinity = std::numeric_limits<Number>::infinity();
+  static constexpr Number nan = std::numeric_limits<Number>::quiet_NaN();
+
+  /// More rows than a block has, more keys than a tile, dimensions that fill no vector.
+  static Sizes sizes() { return {2, 4, 2, 75, Operator::same_lengths ? 75 : 133, 19, 21}; }
+  static Answer<Number> run(const Problem<Number>& problem, const Scores<Number>& scores = {}, longview::Run how = {}) {
+    return answer<Operator, Number>(problem, scores, how);
+  }
+  static TensorView<Number, 4> rows(Answer<Number>& of, const Sizes& s) { return of.output(s).out; }
+  static TensorView<Number, 3> lse(Answer<Number>& of, const Sizes& s) { return of.output(s).lse; }
+};
 
 // ---- The reference
 
@@ -313,6 +403,11 @@ template <typename Real, typename T>
                                         const reference::AttentionResult<Real>& expected, const Answer<T>& got) {
   const auto out = within_bound(name, expected.out, got.out, sizes.out());
   return out ? within_bound(name + " lse", expected.lse, got.lse, sizes.lse()) : out;
+}
+
+inline reference::Window exact_window(const longview::Window& window) {
+  const auto side = [](Index steps) { return steps == longview::unlimited ? std::nullopt : std::optional<Index>(steps); };
+  return {side(window.before), side(window.after), window.dilation};
 }
 
 template <typename T>

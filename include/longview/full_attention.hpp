@@ -69,8 +69,7 @@ void full_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output
 }
 
 /// Likewise for keys in several pieces. Queries are the newest positions: the alignment defaults to bottom_right.
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void full_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                     const Scores<Value<Q>>& options = {}, Run run = {}) {
   FullAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys, .scores = &options}, true, run);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 
 #include "longview/contract.hpp"
 
@@ -93,9 +94,10 @@ inline InstructionSet instruction_set() {
 /// \throws ContractError if the set is not available
 inline void use_instruction_set(InstructionSet set) {
   if (!available(set)) {
-    char text[96];
-    std::snprintf(text, sizeof text, "use_instruction_set: set: not available (got %s, expected at most %s)", name_of(set),
-                  name_of(instruction_set()));
+    char text[128], sets[64] = "portable";
+    for (const auto other : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512})
+      if (available(other)) std::strcat(std::strcat(sets, " or "), name_of(other));
+    std::snprintf(text, sizeof text, "use_instruction_set: set: not available (got %s, expected %s)", name_of(set), sets);
     detail::raise<ContractError>(text);
   }
   process::instruction_set.store(static_cast<int>(set), std::memory_order_relaxed);

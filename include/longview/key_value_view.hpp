@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <initializer_list>
 #include <optional>
 #include <utility>
@@ -11,6 +12,10 @@
 #include "longview/tensor_view.hpp"
 
 namespace longview::inline v0 {
+
+/// Whether queries of Q may attend to keys of KV: the same elements.
+template <typename KV, typename Q>
+concept KeysFor = Storage<KV> && std::same_as<KV, Value<Q>>;
 
 /// One piece: key (batch, key heads, keys, head_dim), value (batch, key heads, keys, value_dim).
 template <Storage T>

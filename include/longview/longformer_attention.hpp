@@ -31,8 +31,8 @@ struct LongformerOptions {
   Window window{.before = 256, .after = 256};
   std::span<const Window> head_windows{};  ///< (heads), instead of window
   GlobalTokens<T> global{};
-  Scores<T> scores{};                                ///< without alignment and alibi_slopes
-  TensorView<const std::uint8_t, 2> keep_tokens{};   ///< (batch, length); 0 is padding, which beats global
+  Scores<T> scores{};                               ///< without alignment and alibi_slopes
+  TensorView<const std::uint8_t, 2> keep_tokens{};  ///< (batch, length); 0 is padding, which beats global
 };
 
 /// As AttentionGradients; those of the global projections where these are given.
@@ -48,7 +48,12 @@ struct LongformerGradients {
 inline namespace LONGVIEW_BUILD {
 
 /// The non-zero tokens of a (batch, length) mask, kept in `storage`: once per batch, for all layers.
+/// \throws ContractError on a negative extent or null data
 inline TokenSets token_sets(TensorView<const std::uint8_t, 2> mask, std::vector<Index>& storage) {
+  const Run run;
+  detail::Contract contract("token_sets", run);
+  contract.input("mask", mask);
+  if (!contract.accepted()) return {};
   const Index batch = mask.extent(0), length = mask.extent(1);
   storage.assign(static_cast<std::size_t>(batch) + 1, 0);
   for (Index item = 0; item < batch; ++item) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// Every operator. The adapters (eigen.hpp, dlpack.hpp, openmp.hpp) are included apart.
+/// Every operator. The adapters (eigen.hpp, openmp.hpp) are included apart.
 #pragma once
 
 #include "longview/compressive_memory.hpp"

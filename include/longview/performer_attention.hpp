@@ -7,8 +7,10 @@
 /// arXiv:1812.01243.
 #pragma once
 
+#include "longview/detail/favor_backward_task.hpp"
 #include "longview/detail/favor_task.hpp"
 #include "longview/detail/scores_check.hpp"
+#include "longview/performer_state.hpp"
 
 namespace longview::inline v0 {
 
@@ -53,45 +55,13 @@ LONGVIEW_INLINE constexpr Index feature_count(FeatureMap map, Index projection_r
   return map == FeatureMap::hyperbolic || map == FeatureMap::trigonometric ? 2 * projection_rows : projection_rows;
 }
 
-/// The sums over all keys so far, and the keys of the chunk begun. A copy is a fork.
-template <Storage T>
-class PerformerState {
- public:
-  /// (batch, key heads, features, value_dim), features as feature_count says.
-  /// \throws ContractError on a negative extent, SizeError on overflow
-  LONGVIEW_INLINE explicit PerformerState(const Shape<4>& batch_heads_features_value_dim)
-      : shape_(batch_heads_features_value_dim) {
-    detail::allocate_streams(shape_, elements_, indices_);
-    reset();
-  }
-
-  /// As if no key had ever come.
-  LONGVIEW_INLINE void reset() {
-    length_ = 0;
-    detail::restart_streams(shape_, elements_, indices_);
-  }
-  /// Positions so far.
-  LONGVIEW_INLINE Index length() const { return length_; }
-  LONGVIEW_INLINE const Shape<4>& shape() const { return shape_; }
-
-  /// For the operator.
-  LONGVIEW_INLINE T* elements() { return elements_.data(); }
-  LONGVIEW_INLINE Index* indices() { return indices_.data(); }
-  LONGVIEW_INLINE void advance(Index positions) { length_ += positions; }
-
- private:
-  Shape<4> shape_;
-  Index length_ = 0;
-  std::vector<T> elements_;
-  std::vector<Index> indices_;
-};
-
 inline namespace LONGVIEW_BUILD {
 
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct PerformerAttention {
   static void forward(detail::FavorCall<T> call, PerformerState<T>* state, const PerformerOptions<T>& options, Run run);
+  static void backward(detail::FavorBackwardCall<T> call, const PerformerOptions<T>& options, Run run);
 
   static void features(detail::FavorCall<T> call, FeatureSide side, const PerformerOptions<T>& options, Run run) {
     detail::Contract contract("performer_features", run);
@@ -143,6 +113,12 @@ struct PerformerAttention {
       contract.require(options.stabiliser == Stabiliser::fixed, "options.fixed_shift",
                        "has no meaning without Stabiliser::fixed");
     }
+    if (options.differentiate_maximum) {
+      contract.require(exponential, "options.differentiate_maximum",
+                       "has no meaning for relu, elu_plus_one and softmax features");
+      contract.require(options.stabiliser == Stabiliser::reference, "options.differentiate_maximum",
+                       "has no meaning without Stabiliser::reference");
+    }
     if (softmax && options.stabiliser == Stabiliser::prefix)
       contract.fail("options.stabiliser", "prefix has no meaning for softmax features, whose channels have a sum each");
     detail::check_key_mask(contract, call);
@@ -150,6 +126,13 @@ struct PerformerAttention {
   static void check_number(detail::Contract& contract, const char* name, double value, bool may_be_negative) {
     contract.require(detail::is_finite(value), name, "must be finite");
     if (!may_be_negative && value < 0) contract.fail(name, "must be >= 0 (got " + std::to_string(value) + ")");
+  }
+  static void check_attention(detail::Contract& contract, detail::FavorCall<T>& call, const PerformerOptions<T>& options) {
+    detail::check_keys(contract, call.query, KeyValue<T>{call.key, call.value, {}}, call.value.extent(3), "key", "value");
+    if (options.causal) contract.equal("key", "length", call.key.extent(2), call.query.extent(2), "query, under causal");
+    check_options(contract, call, options);
+    if (options.key_sum_epsilon > 0 && !options.causal)
+      contract.fail("options.key_sum_epsilon", "has no meaning without causal");
   }
   static void check_state(detail::Contract& contract, const detail::FavorCall<T>& call, const PerformerState<T>& state,
                           const PerformerOptions<T>& options) {
@@ -196,11 +179,7 @@ template <Storage T>
 void PerformerAttention<T>::forward(detail::FavorCall<T> call, PerformerState<T>* state, const PerformerOptions<T>& options, Run run) {
   detail::Contract contract("performer_attention", run);
   detail::check_rows(contract, call.query, Output<T>(call.out), call.value.extent(3));
-  detail::check_keys(contract, call.query, KeyValue<T>{call.key, call.value, {}}, call.value.extent(3), "key", "value");
-  if (options.causal) contract.equal("key", "length", call.key.extent(2), call.query.extent(2), "query, under causal");
-  check_options(contract, call, options);
-  if (options.key_sum_epsilon > 0 && !options.causal)
-    contract.fail("options.key_sum_epsilon", "has no meaning without causal");
+  check_attention(contract, call, options);
   if (state != nullptr) check_state(contract, call, *state, options);
   if (!contract.accepted()) return;
   set_shape(call, options);
@@ -208,6 +187,31 @@ void PerformerAttention<T>::forward(detail::FavorCall<T> call, PerformerState<T>
   detail::FavorStreams<T> streams;
   if (state != nullptr) streams = {state->elements(), state->indices(), state->length()};
   if (detail::favor_causal(contract, call, streams) && state != nullptr) state->advance(call.query.extent(2));
+}
+
+template <Storage T>
+void PerformerAttention<T>::backward(detail::FavorBackwardCall<T> call, const PerformerOptions<T>& options, Run run) {
+  detail::Contract contract("performer_attention_backward", run);
+  contract.input("query", call.query);
+  contract.at_least("query", "head_dim", call.query.extent(3), 1);
+  for (const Index dim : {call.query.extent(3), call.value.extent(3)})
+    if (dim > detail::most_channels) contract.fail("run", "workspace byte count overflows", true);
+  check_attention(contract, call, options);
+  const Shape<4> rows{call.query.extent(0), call.query.extent(1), call.query.extent(2), call.value.extent(3)};
+  const auto input = [&](const char* name, const TensorView<const T, 4>& view) {
+    contract.input(name, view);
+    contract.shape(name, view, rows);
+  };
+  input("out", call.result);
+  contract.require(static_cast<bool>(call.d_out), "gradients.out", "is required");
+  input("gradients.out", call.d_out);
+  contract.gradient("gradients.query", call.d_query, call.query.shape());
+  contract.gradient("gradients.key", call.d_key, call.key.shape());
+  contract.gradient("gradients.value", call.d_value, call.value.shape());
+  if (!contract.accepted()) return;
+  set_shape(call, options);
+  call.differentiate_maximum = options.differentiate_maximum;
+  detail::FavorBackward<T>(contract, call).execute();
 }
 
 /// out[b,h,i] = sum_j phi(query[b,h,i]) . phi(key[b,h',j]) value[b,h',j] / sum_j phi(query[b,h,i]) . phi(key[b,h',j]), with
@@ -223,7 +227,7 @@ void PerformerAttention<T>::forward(detail::FavorCall<T> call, PerformerState<T>
 /// Work: features * (head_dim + value_dim) multiply-adds per query and per key; causal 48 * (features + value_dim) more per
 /// query. Scratch per worker, whatever the lengths: the sums and what their rounding lost, about 2 * features * value_dim
 /// elements, and the features of 48 keys, causal of as many queries, too; once per call the projection, transposed. With 256
-/// features of 64 channels in float 238 KiB, causal 306, and 68.
+/// features of 64 channels in float 243 KiB, causal 311, and 68.
 template <Element Q>
 void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const TensorView<Value<Q>, 4>& out,
                          const PerformerOptions<Value<Q>>& options = {}, Run run = {}) {
@@ -240,6 +244,30 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
   detail::FavorCall<Value<Q>> call;
   call.query = query, call.key = key, call.value = value, call.out = out;
   PerformerAttention<Value<Q>>::forward(call, &state, options, run);
+}
+
+/// The gradients of performer_attention, the shifts of the stabiliser held constant unless options.differentiate_maximum.
+/// A row without keys and a key that does not exist have gradients of 0; a NaN in a row of gradients.out reaches the
+/// gradient of its query, and of the keys and values that the row attends.
+///
+/// \param out       what performer_attention wrote, with the same options
+/// \param gradients `out` arrives, `query`, `key` and `value` leave
+/// \throws ContractError as performer_attention, and where a gradient overlaps anything
+///
+/// Work: features * (7 head_dim + 5 value_dim) multiply-adds for every position, half of the features being those of queries
+/// and half of keys; causal 96 * (3 features + value_dim) more per query. Nothing of n x m is stored, and sums over later
+/// queries are built up from the last one, never found by subtraction. Scratch per worker about
+/// features * (2 value_dim + 250) elements, and three numbers for every query of a group (causal, one more for every key).
+/// Same bits for any executor. Parallel over batch and key heads; where these are fewer than workers and the call is not
+/// causal, over blocks of 96 features and stretches of positions.
+template <Element Q>
+void performer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, In<Q> out,
+                                  const PerformerGradients<Value<Q>>& gradients,
+                                  const PerformerOptions<Value<Q>>& options = {}, Run run = {}) {
+  detail::FavorBackwardCall<Value<Q>> call;
+  call.query = query, call.key = key, call.value = value, call.result = out, call.d_out = gradients.out;
+  call.d_query = gradients.query, call.d_key = gradients.key, call.d_value = gradients.value;
+  PerformerAttention<Value<Q>>::backward(call, options, run);
 }
 
 /// The map alone: out (batch, heads, length, features) of input (batch, heads, length, head_dim). Keys that do not exist

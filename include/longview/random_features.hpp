@@ -2,7 +2,7 @@
 /// \file
 /// Draws the projection of performer_attention.
 ///
-/// Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, arXiv:2009.14794, sections 2.4 and 3.
+/// Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021, arXiv:2009.14794, sections 2.4 and 3.
 #pragma once
 
 #include <algorithm>

@@ -168,8 +168,7 @@ void relative_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Ou
 }
 
 /// Likewise for keys in several pieces, [compressed, memory, current].
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void relative_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                         const RelativeOptions<Value<Q>>& options = {}, Run run = {}) {
   RelativeAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys}, options, run);
@@ -200,6 +199,7 @@ void relative_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>&
 /// out[r] = [sin(t f), cos(t f)] (halves one after the other) with f_a = 10000^(-2a / width), t = min(r, clamp).
 ///
 /// \param out (distances, width), width even; written
+/// \throws ContractError on an odd width, a negative clamp, elements that overlap
 template <Storage T>
 void sinusoidal_positions(TensorView<T, 2> out, std::optional<Index> clamp = {}) {
   const Run run;

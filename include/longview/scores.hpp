@@ -73,8 +73,7 @@ struct Output {
 
   LONGVIEW_INLINE Output(TensorView<T, 4> rows, TensorView<Lse, 3> row_lse = {}) : out(rows), lse(row_lse) {}
   template <MdspanLike M>
-    requires(!ReadableAs<M, T, 4>)
-  Output(const M&) = delete;
+  Output(const M&) requires(!ReadableAs<M, T, 4>) = delete;
   LONGVIEW_INLINE operator Output<const T>() const
     requires(!std::is_const_v<T>)
   {

@@ -78,8 +78,7 @@ void sliding_window_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, co
 }
 
 /// Likewise for keys in several pieces. Queries are the newest positions: the alignment defaults to bottom_right.
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void sliding_window_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<Value<Q>>& out,
                               const SlidingWindowOptions<Value<Q>>& options = {}, Run run = {}) {
   SlidingWindowAttention<Value<Q>>::forward({.query = query, .out = out, .keys = keys}, options, true, run);

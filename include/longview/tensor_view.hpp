@@ -85,10 +85,9 @@ class TensorView {
     }
   }
 
-  /// Other elements, a const that would be lost, or another rank: named by the compiler's message.
+  /// Other elements, a const that would be lost, or another rank. On one line, which compilers show in their message.
   template <MdspanLike M>
-    requires(!ReadableAs<M, T, Rank>)
-  TensorView(const M&) = delete;
+  TensorView(const M&) requires(!ReadableAs<M, T, Rank>) = delete;
 
   LONGVIEW_INLINE constexpr T* data_handle() const { return data_; }
   LONGVIEW_INLINE constexpr Index extent(std::size_t axis) const { return shape_[axis]; }
@@ -121,6 +120,7 @@ class TensorView {
   LONGVIEW_INLINE constexpr TensorView<T, Rank - 1> select(std::size_t axis, Index index) const
     requires(Rank > 1)
   {
+    check("select: axis", axis < Rank);
     check("select: index", index >= 0 && index < shape_[axis]);
     Shape<Rank - 1> shape{}, stride{};
     for (std::size_t from = 0, to = 0; from < Rank; ++from) {
@@ -132,16 +132,18 @@ class TensorView {
   }
   /// `count` indices of an axis: begin, begin + step, ... A step of -1 flips, a step of 0 repeats.
   LONGVIEW_INLINE constexpr TensorView slice(std::size_t axis, Index begin, Index count, Index step = 1) const {
+    check("slice: axis", axis < Rank);
     check("slice: range", count == 0 || (count > 0 && begin >= 0 && begin < shape_[axis] &&
                                          (count == 1 || (step >= 0 ? step <= (shape_[axis] - 1 - begin) / (count - 1)
                                                                    : step >= -(begin / (count - 1))))));
     TensorView part = *this;
     if (count > 0) part.data_ = at_offset(begin * stride_[axis]);
     part.shape_[axis] = count;
-    part.stride_[axis] = stride_[axis] * step;
+    if (count > 1) part.stride_[axis] = stride_[axis] * step;
     return part;
   }
   LONGVIEW_INLINE constexpr TensorView transpose(std::size_t axis, std::size_t other) const {
+    check("transpose: axis", axis < Rank && other < Rank);
     TensorView swapped = *this;
     swapped.shape_[axis] = shape_[other], swapped.shape_[other] = shape_[axis];
     swapped.stride_[axis] = stride_[other], swapped.stride_[other] = stride_[axis];
@@ -149,6 +151,7 @@ class TensorView {
   }
   /// A new axis of extent 1.
   LONGVIEW_INLINE constexpr TensorView<T, Rank + 1> unsqueeze(std::size_t axis) const {
+    check("unsqueeze: axis", axis <= Rank);
     Shape<Rank + 1> shape{}, stride{};
     for (std::size_t to = 0; to <= Rank; ++to) {
       shape[to] = to == axis ? 1 : shape_[to - (to > axis)];
@@ -158,6 +161,7 @@ class TensorView {
   }
   /// An axis of extent n becomes two, of extents (parts, n / parts).
   LONGVIEW_INLINE constexpr TensorView<T, Rank + 1> unflatten(std::size_t axis, Index parts) const {
+    check("unflatten: axis", axis < Rank);
     check("unflatten: parts", parts > 0 && shape_[axis] % parts == 0);
     Shape<Rank + 1> shape{}, stride{};
     for (std::size_t to = 0; to <= Rank; ++to) {

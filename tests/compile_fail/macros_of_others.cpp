@@ -1,6 +1,6 @@
 // compiles
 // flags: -DNDEBUG -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror
-// As after <windows.h> and <complex.h>, which leave these macros behind.
+// B06: as after <windows.h> and <complex.h>, which leave these macros behind.
 #include <algorithm>
 #include <atomic>
 #include <cmath>

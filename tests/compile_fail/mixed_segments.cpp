@@ -1,4 +1,4 @@
-// error: Compute|same_as
+// error: KeysFor
 #include <longview/longview.hpp>
 
 void call(longview::TensorView<float, 4> x, const longview::KeyValueView<double>& keys) {

@@ -1,4 +1,4 @@
-// error: deleted function
+// error: ReadableAs
 #include <longview/longview.hpp>
 
 void call(longview::TensorView<float, 4> x, longview::TensorView<float, 3> key) {

@@ -10,6 +10,12 @@
 #include <longview/longview.hpp>
 #include <vector>
 
+#if !LONGVIEW_EXCEPTIONS
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
 namespace {
 
 using longview::Index;
@@ -83,13 +89,53 @@ bool agrees_with_the_definition() {
   return worst <= 2e-6;
 }
 
+/// S11, S14: an element count one beyond the largest Index, of 32 bits in a 32-bit program.
+bool counts_do_not_wrap() {
+  const Index half = Index{1} << (sizeof(Index) * 4);
+  const longview::TensorView<const float, 4> large(nullptr, {1, 1, half, half / 2});
+  longview::DryRun rehearsal;
+  longview::full_attention(large, large, large, longview::TensorView<float, 4>(nullptr, large.shape()), {},
+                           longview::Run(longview::Sequential(), rehearsal));
+  std::printf("  %zu bits: %s\n", sizeof(Index) * 8, rehearsal.error());
+  return std::strcmp(rehearsal.error(), "full_attention: query: element count overflows") == 0;
+}
+
+void break_the_contract(longview::Run run) {
+  std::vector<float> x(24);
+  longview::full_attention(longview::view_of(x, {1, 1, 2, 12}), longview::view_of(x, {1, 1, 3, 8}),
+                           longview::view_of(x, {1, 1, 3, 8}), longview::view_of(x, {1, 1, 3, 8}), {}, run);
+}
+
+#if !LONGVIEW_EXCEPTIONS
+/// How a process ends that breaks the contract after prepare().
+template <typename Prepare>
+int status_of_failure(Prepare prepare) {
+  const pid_t child = fork();
+  if (child == 0) {
+    prepare();
+    break_the_contract({});
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return status;
+}
+
+/// B01: without exceptions the text goes to the handler; without a handler the process aborts.
+bool failures_end_the_process() {
+  const int aborted = status_of_failure([] {}), handled = status_of_failure([] {
+    longview::set_failure_handler([](const char* text) {
+      _exit(std::strcmp(text, "full_attention: out: shape (got 1x1x3x8, expected 1x1x2x8)") == 0 ? 7 : 8);
+    });
+  });
+  return WIFSIGNALED(aborted) && WTERMSIG(aborted) == SIGABRT && WIFEXITED(handled) && WEXITSTATUS(handled) == 7;
+}
+#endif
+
 /// A rehearsal reports what is wrong with a call, with or without exceptions.
 bool reports_errors() {
-  std::vector<float> x(24);
   longview::DryRun rehearsal;
-  longview::full_attention(longview::view_of(x, {1, 1, 2, 12}), longview::view_of(x, {1, 1, 3, 8}),
-                           longview::view_of(x, {1, 1, 3, 8}), longview::view_of(x, {1, 1, 3, 8}), {},
-                           longview::Run(longview::Sequential(), rehearsal));
+  break_the_contract(longview::Run(longview::Sequential(), rehearsal));
   std::printf("  %s\n", rehearsal.error());
   return !rehearsal.ok();
 }
@@ -98,6 +144,10 @@ bool reports_errors() {
 
 int main() {
   bool good = reports_errors();
+  good = counts_do_not_wrap() && good;
+#if !LONGVIEW_EXCEPTIONS
+  good = failures_end_the_process() && good;
+#endif
   for (const auto set : {longview::InstructionSet::portable, longview::InstructionSet::baseline,
                          longview::InstructionSet::avx2, longview::InstructionSet::avx512}) {
     if (!longview::available(set)) continue;

@@ -4,6 +4,7 @@
 
 extern "C" void baseline(float* out);
 extern "C" void unoptimised(float* out);
+extern "C" void another_version(float* out);
 extern "C" void avx2(float* out);
 extern "C" void avx512(float* out);
 
@@ -21,7 +22,8 @@ int main() {
     failures += !same;
   };
   __builtin_cpu_init();
-  compare("unoptimised", unoptimised, true);
+  compare("unoptimised, with asserts", unoptimised, true);
+  compare("another version of the headers", another_version, true);
   compare("avx2", avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
   compare("avx512", avx512,
           __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&

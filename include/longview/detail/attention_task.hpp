@@ -67,7 +67,7 @@ struct TaskSize {
 };
 /// Blocks of one task: few enough for the scratch of a worker, and for every worker to have `shares` tasks.
 inline Index blocks_per_task(const TaskSize& size, Index block_rows, Index total_rows, Index workers, Index shares) {
-  const Index by_memory = (size.most - size.tile) / size.block, by_workers = total_rows / (workers * shares * block_rows);
+  const Index by_memory = (size.most - size.tile) / size.block, by_workers = total_rows / (shares * block_rows) / workers;
   Index blocks = by_memory < kernel::most_blocks ? by_memory : kernel::most_blocks;
   if (workers > 1 && blocks > by_workers) blocks = by_workers;
   const Index all = (total_rows + block_rows - 1) / block_rows;

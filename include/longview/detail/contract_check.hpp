@@ -46,17 +46,17 @@ std::string text_of(const Shape<Rank>& shape) {
 
 /// The axes of a view, longest stride first, without those of extent 1, strides made positive by starting at the other end.
 struct NormalView {
-  std::intptr_t data = 0;
+  std::uintptr_t data = 0;
   int rank = 0;
   Index extent[4], stride[4];
 };
 inline NormalView normalise(const ViewRecord& view) {
   NormalView normal;
-  normal.data = static_cast<std::intptr_t>(view.data);
+  normal.data = view.data;
   for (int axis = 0; axis < view.rank; ++axis) {
     if (view.extent[axis] == 1) continue;
     Index stride = view.stride[axis];
-    if (stride < 0) normal.data += (view.extent[axis] - 1) * stride * view.size, stride = -stride;
+    if (stride < 0) stride = -stride, normal.data -= static_cast<std::uintptr_t>((view.extent[axis] - 1) * stride * view.size);
     int at = normal.rank++;
     for (; at > 0 && normal.stride[at - 1] < stride; --at) {
       normal.stride[at] = normal.stride[at - 1];
@@ -92,8 +92,11 @@ inline bool meet(const NormalView& a, const NormalView& b, int axis, Index dista
 }
 inline bool may_overlap(const ViewRecord& first, const ViewRecord& second) {
   NormalView a = normalise(first), b = normalise(second);
-  if (a.data + span_of(a) * first.size <= b.data || b.data + span_of(b) * second.size <= a.data) return false;
-  if (first.size != second.size || (b.data - a.data) % first.size != 0) return true;
+  const std::uintptr_t a_bytes = static_cast<std::uintptr_t>(span_of(a) * first.size);
+  const std::uintptr_t b_bytes = static_cast<std::uintptr_t>(span_of(b) * second.size);
+  if (a.data <= b.data ? b.data - a.data >= a_bytes : a.data - b.data >= b_bytes) return false;
+  const Index distance = static_cast<Index>(b.data - a.data);
+  if (first.size != second.size || distance % first.size != 0) return true;
   // Packed buffers: axes of extent 1 in one view take the stride of the other.
   NormalView* const views[] = {&a, &b};
   for (int turn = 0; turn < 2; ++turn)
@@ -113,7 +116,7 @@ inline bool may_overlap(const ViewRecord& first, const ViewRecord& second) {
   for (int axis = 0; axis < a.rank; ++axis)
     if (a.stride[axis] != b.stride[axis]) return true;
   if (!is_nested(a) || !is_nested(b)) return true;
-  return meet(a, b, 0, (b.data - a.data) / first.size);
+  return meet(a, b, 0, distance / first.size);
 }
 
 /// Collects what is wrong with a call; the first finding counts.
@@ -219,7 +222,7 @@ class Contract {
     if (!ok()) return;
     ViewRecord entry{name, reinterpret_cast<std::uintptr_t>(view.data_handle()), sizeof(T), static_cast<int>(Rank), written,
                      {},   {}};
-    Index count = 1, span = 0;
+    Index count = 1, span = 1;
     bool empty = false, fits = true;
     for (std::size_t axis = 0; axis < Rank; ++axis) {
       const Index extent = entry.extent[axis] = view.extent(axis);

@@ -64,6 +64,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
   each.add(own_elements, sizeof(T));
   if (all > 0) ProjectionColumns<T>::add(shared, call);
   if (call.needs_maximum()) each.add(kernel::favor_row(features), sizeof(T));
+  if (call.shape.needs_longest_query()) each.add(call.group(), sizeof(T));
   if (streams.elements == nullptr) each.add(elements, sizeof(T)).add(kernel::favor_stream_indices, sizeof(Index));
   const Scratch scratch(contract, shared, each, workers);
   if (!scratch || all == 0) return static_cast<bool>(scratch);
@@ -81,6 +82,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
       task.step = kernel::FavorStep::maximum;
       kernels.run(task, own);
     }
+    if (call.shape.needs_longest_query()) task.longest = carver.take<T>(call.group());
     if (streams.elements != nullptr) {
       task.stream = kernel::favor_stream(streams.elements + number * elements,
                                          streams.indices + number * kernel::favor_stream_indices, features,

@@ -110,7 +110,9 @@ class DoublePrecision {
   DoublePrecision& operator=(const DoublePrecision&) = delete;
 
  private:
-  [[maybe_unused]] unsigned short before_ = 0;
+#if LONGVIEW_X87
+  unsigned short before_ = 0;
+#endif
 };
 
 /// A double each operation on which is rounded: the compiler sees no expression to fuse, reorder or approximate.

@@ -109,6 +109,8 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   Index columns = 0;
   for (std::size_t s = 0; s < call.keys.size(); ++s) columns += call.keys[s].key.extent(2);
   if (scores.scale && !is_finite(*scores.scale)) contract.fail(name("scale"), "must be finite");
+  if (scores.scale && !(__builtin_fabs(*scores.scale) <= static_cast<double>((std::numeric_limits<T>::max)())))
+    contract.fail(name("scale"), "beyond the range of the elements");
   if (scores.softcap && !(is_finite(*scores.softcap) && *scores.softcap > 0))
     contract.fail(name("softcap"), "must be finite and > 0 (got " + std::to_string(*scores.softcap) + ")");
   if (!default_is_bottom_right && !scores.alignment && position_matters && queries != call.positions)
@@ -138,7 +140,7 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   if (!scores.alibi_slopes.empty()) contract.size(name("alibi_slopes"), scores.alibi_slopes, heads, "query");
   if (!scores.sinks.empty()) contract.size(name("sinks"), scores.sinks, heads, "query");
   if (!(scores.dropout.probability >= 0 && scores.dropout.probability <= 1))
-    contract.fail(name("dropout"), "probability must be in [0, 1] (got " + std::to_string(scores.dropout.probability) + ")");
+    contract.fail(name("dropout.probability"), "must be in [0, 1] (got " + std::to_string(scores.dropout.probability) + ")");
 }
 
 /// A field of the window of all heads, or of one.

@@ -45,6 +45,10 @@ struct FavorShape {
   LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
   /// Keys of the softmax map, not causal: one shift for every channel.
   LONGVIEW_INLINE bool shifts_channels() const { return map == FavorMap::softmax && !causal && !query_side; }
+  /// The published shift of trigonometric queries, one for all of a head, does not cancel.
+  LONGVIEW_INLINE bool needs_longest_query() const {
+    return map == FavorMap::trigonometric && shift == FavorShift::published && exact_scale;
+  }
 };
 
 /// Rows of scratch start at odd multiples of 16 elements, so that they spread over the cache.
@@ -59,6 +63,7 @@ struct FavorSums {
   T *sums = nullptr, *carry = nullptr;         // (favor_values, favor_row): the sums, and what their rounding lost
   T* shift = nullptr;                          // of every block of features
   T* maxima = nullptr;                         // (favor_row): of every feature over all keys
+  T* totals = nullptr;                         // (favor_row): of keys of softmax over positions, where they are wanted
   Index* seen = nullptr;                       // keys in them
 };
 
@@ -100,6 +105,7 @@ struct FavorTask {
   Index keep_row = 0;
   const T* query = nullptr;
   T* out = nullptr;
+  T* longest = nullptr;                        // (heads): room for longest_query, causal
   Index query_head = 0, query_row = 0, query_channel = 0, out_head = 0, out_row = 0, out_channel = 0;
   Index heads = 1, queries = 0, first = 0, last = 0;  // last - first of the queries are asked for
   Index position = 0;                          // of the first of a causal call

@@ -10,7 +10,7 @@
 
 #include "longview/instruction_set.hpp"
 #include "longview/kernel/backward_plan.hpp"
-#include "longview/kernel/favor_plan.hpp"
+#include "longview/kernel/favor_backward_plan.hpp"
 #include "longview/kernel/merge_plan.hpp"
 #include "longview/kernel/plan.hpp"
 #include "longview/kernel/project_plan.hpp"
@@ -171,6 +171,16 @@ struct FavorKernel {
 template <typename T>
 FavorKernel<T> favor_kernel() {
   LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, favor<T>)
+}
+
+template <typename T>
+struct FavorBackwardKernel {
+  Index block_rows;
+  void (*run)(const FavorBackwardTask<T>& task, T* scratch);
+};
+template <typename T>
+FavorBackwardKernel<T> favor_backward_kernel() {
+  LONGVIEW_RETURN_BY_TARGET(3 * lanes<T>, favor_backward<T>)
 }
 
 template <typename T>

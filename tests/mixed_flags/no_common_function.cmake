@@ -1,0 +1,22 @@
+# cmake -DNM=... -DOBJECTS=A;B;... -P no_common_function.cmake
+# A function that two files define is kept once by the linker, whatever the flags of the other. What a program throws is one
+# type for all files that have the same version: the special members of the errors are excepted.
+foreach(object IN LISTS OBJECTS)
+  execute_process(COMMAND ${NM} --defined-only ${object} OUTPUT_VARIABLE symbols RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${NM} fails on ${object}")
+  endif()
+  string(REGEX MATCHALL " [WT] [^\n]*longview[^\n]*" found "${symbols}")
+  list(FILTER found EXCLUDE REGEX "(ContractError|SizeError)")
+  list(LENGTH found count)
+  if(count EQUAL 0)
+    message(FATAL_ERROR "no function of ours in ${object}")
+  endif()
+  foreach(symbol IN LISTS found)
+    string(REGEX REPLACE "^ . " "" name "${symbol}")
+    if(DEFINED "owner_${name}")
+      message(SEND_ERROR "${name} in ${owner_${name}} and ${object}")
+    endif()
+    set("owner_${name}" ${object})
+  endforeach()
+endforeach()
