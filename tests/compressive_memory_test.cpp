@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "operator_inputs.hpp"
-#include "reference/compressive.hpp"
+#include "reference/compressive_gradient.hpp"
 
 namespace {
 
@@ -723,13 +723,165 @@ TEST(ReconstructionLoss, NothingLostNothingToSeeAndErrors) {
   EXPECT_EQ(text({.old = old, .fresh = old, .scale = nan_value}), name + "of.scale: must be finite");
 }
 
+/// A call of attention_reconstruction_loss in memory, with room for its gradients.
+template <typename T>
+struct Reconstruction {
+  reference::Tensor<Real<T>> query;
+  reference::KeysAndValues<Real<T>> old, fresh;
+  std::optional<double> scale;
+  bool mean = true;
+
+  Reconstruction(Index heads, Index queries, Index old_rows, Index fresh_rows)
+      : query(normal<T>({2, heads, queries, 16}, 1)),
+        old{normal<T>({2, (heads + 1) / 2, old_rows, 16}, 2), normal<T>({2, (heads + 1) / 2, old_rows, 20}, 3)},
+        fresh{normal<T>({2, (heads + 1) / 2, fresh_rows, 16}, 4), normal<T>({2, (heads + 1) / 2, fresh_rows, 20}, 5)} {}
+
+  reference::KeysAndValues<Real<T>> expected() const {
+    std::optional<Real<T>> exact_scale;
+    if (scale) exact_scale = static_cast<Real<T>>(*scale);
+    return reference::attention_reconstruction_backward<Real<T>>(query, old, fresh, exact_scale, mean,
+                                                                 precision_of<T>());
+  }
+  struct Result {
+    std::vector<T> key, value;
+    double loss;
+    bool operator==(const Result& other) const {
+      return same_bits(key, other.key) && same_bits(value, other.value) && loss == other.loss;
+    }
+  };
+  Result operator()(longview::Run run = {}, Layout layout = Layout::packed, bool key = true, bool value = true) const {
+    Laid<T, 4> q(query, layout), old_k(old.key.value, layout), old_v(old.value.value, layout),
+        new_k(fresh.key.value, layout), new_v(fresh.value.value, layout);
+    auto d_key = room<T, 4>(fresh.key.value.shape(), layout), d_value = room<T, 4>(fresh.value.value.shape(), layout);
+    longview::ReconstructionLoss<T> of{.old = {old_k.view(), old_v.view(), {}},
+                                       .fresh = {new_k.view(), new_v.view(), {}},
+                                       .scale = scale,
+                                       .norm = mean ? longview::LossNorm::mean_squared : longview::LossNorm::plain};
+    if (key) of.d_fresh.key = d_key.view();
+    if (value) of.d_fresh.value = d_value.view();
+    const double loss = longview::attention_reconstruction_loss(q.view(), of, run);
+    return {d_key.values(), d_value.values(), loss};
+  }
+};
+
+template <typename T>
+void expect_reconstruction_gradients(Reconstruction<T> problem) {
+  for (const bool mean : {true, false}) {
+    problem.mean = mean;
+    const auto expected = problem.expected();
+    const auto got = problem();
+    EXPECT_TRUE(within(expected.key, got.key));
+    EXPECT_TRUE(within(expected.value, got.value));
+    EXPECT_EQ(got.loss, problem({}, Layout::packed, false, false).loss);
+  }
+}
+
+TEST(ReconstructionLoss, GradientsWithinTheCertifiedBound) {
+  on_every_set([] {
+    expect_reconstruction_gradients<float>({4, 19, 36, 12});
+    Reconstruction<float> scaled(1, 50, 130, 43);
+    scaled.scale = 0.5;
+    expect_reconstruction_gradients<float>(scaled);
+    expect_reconstruction_gradients<double>({2, 19, 36, 12});
+  });
+}
+
+TEST(ReconstructionLoss, L01T01G02GradientsHaveTheSameBits) {
+  on_every_set([] {
+    const Reconstruction<float> problem(4, 60, 130, 70);
+    const auto expected = problem();
+    for (const Layout layout : all_layouts) EXPECT_EQ(problem({}, layout), expected);
+    on_every_executor([&](const auto& executor) { EXPECT_EQ(problem(executor), expected); });
+    EXPECT_TRUE(same_bits(problem({}, Layout::packed, true, false).key, expected.key));
+    EXPECT_TRUE(same_bits(problem({}, Layout::packed, false, true).value, expected.value));
+  });
+}
+
+TEST(ReconstructionLoss, M30R02R03GradientsInExactWorkspace) {
+  const Reconstruction<float> problem(4, 60, 130, 70);
+  const auto expected = problem();
+  for (const Index threads : {1, 3, 16}) {
+    const longview::Parallel executor{threads, [](Index count, longview::TaskBody body) {
+                                        while (count-- > 0) body(count);
+                                      }};
+    longview::DryRun rehearsal;
+    EXPECT_EQ(problem({executor, rehearsal}).key[0], -77.0F);
+    ASSERT_TRUE(rehearsal.ok());
+    std::vector<std::byte> memory(rehearsal.workspace_bytes(), std::byte{0xff});
+    EXPECT_EQ(problem({executor, memory}), expected);
+    const std::span<std::byte> shorter = std::span(memory).first(memory.size() - 1);
+    EXPECT_THROW(problem({executor, shorter}), longview::ContractError);
+  }
+}
+
+TEST(ReconstructionLoss, NothingLostHasNoGradient) {
+  on_every_set([] {
+    Reconstruction<float> problem(2, 9, 14, 14);
+    problem.fresh = problem.old;
+    for (const bool mean : {true, false}) {
+      problem.mean = mean;
+      const auto got = problem();
+      EXPECT_EQ(got.loss, 0);
+      for (const float x : got.key) EXPECT_EQ(x, 0);
+      for (const float x : got.value) EXPECT_EQ(x, 0);
+    }
+  });
+  // No query asks for anything.
+  const auto got = Reconstruction<float>(2, 0, 14, 7)();
+  for (const float x : got.key) EXPECT_EQ(x, 0);
+  for (const float x : got.value) EXPECT_EQ(x, 0);
+}
+
+TEST(ReconstructionLoss, C06TheFreshRowsAloneAreDifferentiated) {
+  // The gradient is the slope of the loss along the fresh rows while the target stays.
+  Reconstruction<double> problem(2, 7, 12, 6);
+  for (const bool mean : {true, false}) {
+    problem.mean = mean;
+    const auto got = problem();
+    const auto expect = [&](reference::Tensor<long double>& x, const std::vector<double>& slopes) {
+      for (std::size_t i = 0; i < slopes.size(); i += 17) {
+        const long double step = 0x1p-10L, before = x.elements()[i];
+        const auto at = [&](long double offset) {
+          x.elements()[i] = before + offset;
+          const double loss = problem().loss;
+          x.elements()[i] = before;
+          return static_cast<long double>(loss);
+        };
+        const long double slope = (8 * (at(step) - at(-step)) - (at(2 * step) - at(-2 * step))) / (12 * step);
+        EXPECT_NEAR(static_cast<double>(slope), slopes[i], 1e-6);
+      }
+    };
+    expect(problem.fresh.key.value, got.key);
+    expect(problem.fresh.value.value, got.value);
+  }
+}
+
+TEST(ReconstructionLoss, G07GradientErrors) {
+  std::vector<float> data(400), to(400);
+  const TensorView<const float, 4> query(data.data(), {1, 2, 5, 4}), rows(data.data() + 40, {1, 2, 6, 4});
+  const longview::KeyValue<float> keys{rows, rows, {}};
+  const auto text = [&](const longview::KeyValueGradient<float>& d_fresh) {
+    return error_of([&](longview::Run run) {
+      longview::attention_reconstruction_loss(query, {.old = keys, .fresh = keys, .d_fresh = d_fresh}, run);
+    });
+  };
+  const std::string name = "attention_reconstruction_loss: ";
+  EXPECT_EQ(text({.key = {to.data(), {1, 2, 6, 4}}, .value = {to.data() + 48, {1, 2, 6, 4}}}), "no error");
+  EXPECT_EQ(text({.key = {to.data(), {1, 2, 5, 4}}}), name + "of.d_fresh.key: shape (got 1x2x5x4, expected 1x2x6x4)");
+  EXPECT_EQ(text({.value = {to.data(), {1, 1, 6, 4}}}),
+            name + "of.d_fresh.value: shape (got 1x1x6x4, expected 1x2x6x4)");
+  EXPECT_EQ(text({.key = {data.data() + 40, {1, 2, 6, 4}}}), name + "of.d_fresh.key: overlaps of.old.key");
+  EXPECT_EQ(text({.key = {to.data(), {1, 2, 6, 4}}, .value = {to.data() + 1, {1, 2, 6, 4}}}),
+            name + "of.d_fresh.value: overlaps of.d_fresh.key");
+}
+
 TEST(AutoEncodingLoss, WithinTheCertifiedBound) {
   const auto a = normal<float>({2, 1, 30, 7}, 1), b = normal<float>({2, 1, 30, 7}, 2);
   for (const Layout layout : all_layouts)
     for (const bool mean : {true, false}) {
       Laid<float, 4> old(a, layout), decoded(b, layout);
       const double got = longview::auto_encoding_loss(
-          old.view(), decoded.view(), mean ? longview::LossNorm::mean_squared : longview::LossNorm::plain);
+          old.view(), decoded.view(), {}, mean ? longview::LossNorm::mean_squared : longview::LossNorm::plain);
       EXPECT_TRUE(reference::agrees(reference::auto_encoding_loss<double>(a, b, mean, precision_of<double>()), got));
     }
   std::vector<float> data(24);
@@ -740,6 +892,42 @@ TEST(AutoEncodingLoss, WithinTheCertifiedBound) {
   } catch (const longview::ContractError& error) {
     EXPECT_STREQ(error.what(), "auto_encoding_loss: decoded: shape (got 1x1x5x4, expected 1x1x6x4)");
   }
+}
+
+TEST(AutoEncodingLoss, GradientsWithinTheCertifiedBound) {
+  const auto a = normal<float>({2, 1, 30, 7}, 1), b = normal<float>({2, 1, 30, 7}, 2);
+  for (const Layout layout : all_layouts)
+    for (const bool mean : {true, false}) {
+      Laid<float, 4> old(a, layout), decoded(b, layout);
+      auto gradient = room<float, 4>({2, 1, 30, 7}, layout);
+      const auto norm = mean ? longview::LossNorm::mean_squared : longview::LossNorm::plain;
+      const double loss = longview::auto_encoding_loss(old.view(), decoded.view(), gradient.view(), norm);
+      EXPECT_EQ(loss, longview::auto_encoding_loss(old.view(), decoded.view(), {}, norm));
+      EXPECT_TRUE(
+          within(reference::auto_encoding_backward<double>(a, b, mean, precision_of<float>()), gradient.values()));
+    }
+}
+
+TEST(AutoEncodingLoss, GradientsAtZeroAndErrors) {
+  std::vector<float> data(24, 1.5F), to(24, -77.0F);
+  const TensorView<const float, 4> rows(data.data(), {1, 1, 6, 4});
+  const TensorView<float, 4> gradient(to.data(), {1, 1, 6, 4});
+  for (const auto norm : {longview::LossNorm::mean_squared, longview::LossNorm::plain}) {
+    EXPECT_EQ(longview::auto_encoding_loss(rows, rows, gradient, norm), 0);
+    EXPECT_EQ(to, std::vector<float>(24, 0.0F));
+  }
+  const auto text = [&](const TensorView<float, 4>& d_decoded) {
+    try {
+      longview::auto_encoding_loss(rows, rows, d_decoded);
+    } catch (const longview::ContractError& error) {
+      return std::string(error.what());
+    }
+    return std::string("no error");
+  };
+  EXPECT_EQ(text(gradient.slice(2, 0, 5)), "auto_encoding_loss: d_decoded: shape (got 1x1x5x4, expected 1x1x6x4)");
+  EXPECT_EQ(text({data.data(), {1, 1, 6, 4}}), "auto_encoding_loss: d_decoded: overlaps old");
+  const TensorView<const float, 4> none(nullptr, {0, 1, 6, 4});
+  EXPECT_EQ(longview::auto_encoding_loss(none, none, TensorView<float, 4>(nullptr, {0, 1, 6, 4})), 0);
 }
 
 }  // namespace

@@ -7,8 +7,11 @@
 /// Source: Rae et al., "Compressive Transformers for Long-Range Sequence Modelling", 2019, section 3, arXiv:1911.05507.
 #pragma once
 
+#include "longview/detail/backward_check.hpp"
+#include "longview/detail/difference.hpp"
 #include "longview/detail/memory_state.hpp"
 #include "longview/detail/received_attention.hpp"
+#include "longview/detail/works.hpp"
 
 namespace longview::inline v0 {
 
@@ -102,29 +105,28 @@ struct ReconstructionLoss {
   KeyValue<T> old{}, fresh{};
   std::optional<double> scale{};  ///< any finite number; 1 / sqrt(head_dim)
   LossNorm norm = LossNorm::mean_squared;
-  KeyValueGradient<T> d_fresh{};  ///< written where present: the loss is differentiated with respect to fresh rows alone
+  KeyValueGradient<T>
+      d_fresh{};  ///< written where present: the loss is differentiated with respect to fresh rows alone
 };
 
 inline namespace LONGVIEW_BUILD {
 namespace detail {
 
-/// The mean of the squares of a - b, or the square root of their sum, in double, in the order of the axes.
+/// The mean of the squares of a - b, or the square root of their sum.
 template <typename T>
 double distance_of(const TensorView<const T, 4>& a, const TensorView<const T, 4>& b, LossNorm norm) {
-  double sum = 0;
-  for (Index i = 0; i < a.extent(0); ++i)
-    for (Index j = 0; j < a.extent(1); ++j)
-      for (Index k = 0; k < a.extent(2); ++k) {
-        const T* const x = a.data_handle() + i * a.stride(0) + j * a.stride(1) + k * a.stride(2);
-        const T* const y = b.data_handle() + i * b.stride(0) + j * b.stride(1) + k * b.stride(2);
-        for (Index c = 0; c < a.extent(3); ++c) {
-          const double difference = static_cast<double>(x[c * a.stride(3)]) - static_cast<double>(y[c * b.stride(3)]);
-          sum += difference * difference;
-        }
-      }
+  const double sum = squared_distance(a, b);
   if (norm == LossNorm::plain) return __builtin_sqrt(sum);
-  const Index count = a.extent(0) * a.extent(1) * a.extent(2) * a.extent(3);
+  const Index count = elements_of(a.shape());
   return count > 0 ? sum / static_cast<double>(count) : 0;
+}
+
+/// The gradient of that distance with respect to a. The root has none at 0: zeros.
+template <typename T>
+void differentiate_distance(const TensorView<const T, 4>& a, const TensorView<const T, 4>& b, LossNorm norm,
+                            double distance, const TensorView<T, 4>& to) {
+  const double of_root = distance == 0 ? 0 : 1 / distance;
+  scaled_difference(a, b, norm == LossNorm::plain ? of_root : 2 / static_cast<double>(elements_of(a.shape())), to);
 }
 
 }  // namespace detail
@@ -163,7 +165,6 @@ template <Storage T>
 struct AttentionReconstructionLoss {
   static double forward(const TensorView<const T, 4>& query, const ReconstructionLoss<T>& of, Run run) {
     detail::Contract contract("attention_reconstruction_loss", run);
-    const Scores<T> content{.scale = of.scale};
     const Shape<4> shape{query.extent(0), query.extent(1), query.extent(2), of.old.value.extent(3)};
     check(contract, query, of);
     Index elements = 1;
@@ -172,32 +173,54 @@ struct AttentionReconstructionLoss {
         contract.fail("query", "element count overflows", true);
     if (!contract.accepted()) return 0;
 
+    const Index workers = run.concurrency(), rows = shape[0] * shape[1] * shape[2];
+    const bool differentiates = of.d_fresh.key || of.d_fresh.value;
+    const Scores<T> content{.scale = of.scale};
     const TensorView<T, 4> unplaced(nullptr, shape);
     detail::BandCall<T> target = call(query, of.old, unplaced, content),
                         result = call(query, of.fresh, unplaced, content);
+    result.d_keys = {of.d_fresh};
+    detail::BackwardCall<T> wanted{.out = {unplaced, TensorView<const T, 3>(nullptr, {shape[0], shape[1], shape[2]})},
+                                   .d_out = unplaced};
     const auto attention = detail::shape_of(target);
     const detail::BandPattern<T> target_pattern(target), result_pattern(result);
-    const detail::AttentionWork<T, detail::BandPattern<T>> target_work(attention, target_pattern, 1, run.concurrency());
-    const detail::AttentionWork<T, detail::BandPattern<T>> result_work(attention, result_pattern, 1, run.concurrency());
-    const Index half = target_work.tasks(), tasks = half + result_work.tasks();
-    const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
-    const auto shared = detail::ByteCount().add(elements, sizeof(T)).add(elements, sizeof(T));
-    const detail::Scratch scratch(contract, shared, target_work.scratch(), workers);
+    const Work target_work(attention, target_pattern, 1, workers), result_work(attention, result_pattern, 1, workers);
+    GradientWork gradient_work(attention, result, wanted, result_pattern, 1, workers);
+    const detail::HeadSums<T> no_sums(result, wanted, false);
+
+    auto shared = detail::ByteCount().add(elements, sizeof(T)).add(elements, sizeof(T));
+    if (differentiates) shared.add(rows, sizeof(T)), gradient_work.add_shared(shared);
+    const Index forward_tasks = target_work.tasks() + result_work.tasks(),
+                tasks = forward_tasks < gradient_work.tasks() && differentiates ? gradient_work.tasks() : forward_tasks;
+    const detail::Scratch scratch(
+        contract, shared,
+        differentiates ? detail::largest({target_work.scratch(), gradient_work.scratch()}) : target_work.scratch(),
+        workers < tasks ? workers : tasks);
     if (!scratch) return 0;
     detail::Carver carver(scratch.shared());
     target.out.out = TensorView<T, 4>(carver.take<T>(elements), shape);
     result.out.out = TensorView<T, 4>(carver.take<T>(elements), shape);
-    if (tasks > 0)
-      detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
-        if (task < half)
-          target_work.run(task, scratch.of(worker));
-        else
-          result_work.run(task - half, scratch.of(worker));
-      });
-    return detail::distance_of<T>(result.out.out, target.out.out, of.norm);
+    if (differentiates) {
+      result.out.lse = TensorView<T, 3>(carver.take<T>(rows), wanted.out.lse.shape());
+      gradient_work.begin(carver, no_sums);
+    }
+    detail::run_works(run, scratch, target_work, result_work);
+    const double loss = detail::distance_of<T>(result.out.out, target.out.out, of.norm);
+    if (!differentiates) return loss;
+    // The target has done its duty: its place takes what arrives.
+    detail::differentiate_distance<T>(result.out.out, target.out.out, of.norm, loss, target.out.out);
+    wanted.out = result.out, wanted.d_out = target.out.out;
+    const detail::ZeroFill<T> zeros = detail::sums_of(result, wanted);
+    detail::run_tasks(run, workers < zeros.tasks() ? workers : zeros.tasks(), zeros.tasks(),
+                      [&](Index task, Index) { zeros.run(task); });
+    detail::run_work(run, scratch, gradient_work);
+    return loss;
   }
 
  private:
+  using Work = detail::AttentionWork<T, detail::BandPattern<T>>;
+  using GradientWork = detail::BackwardWork<T, detail::BandPattern<T>>;
+
   static detail::BandCall<T> call(const TensorView<const T, 4>& query, const KeyValue<T>& keys,
                                   const TensorView<T, 4>& out, const Scores<T>& scores) {
     return {
@@ -210,6 +233,8 @@ struct AttentionReconstructionLoss {
     detail::check_keys(contract, query, of.old, value_dim, "of.old.key", "of.old.value");
     detail::check_keys(contract, query, of.fresh, value_dim, "of.fresh.key", "of.fresh.value");
     contract.equal("of.fresh.key", "heads", of.fresh.key.extent(1), of.old.key.extent(1), "old");
+    contract.gradient("of.d_fresh.key", of.d_fresh.key, of.fresh.key.shape());
+    contract.gradient("of.d_fresh.value", of.d_fresh.value, of.fresh.value.shape());
     if (of.scale && !detail::is_finite(*of.scale)) contract.fail("of.scale", "must be finite");
   }
 };
@@ -226,7 +251,7 @@ struct AttentionReconstructionLoss {
 /// Work: batch * heads * queries * keys * head_dim multiply-adds. Scratch: at most 128 KiB a worker for head_dim up to
 /// 128.
 template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+requires std::same_as<KV, Value<Q>>
 void received_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                         const TensorView<Compute<Value<Q>>, 2>& received, const Scores<Value<Q>>& options = {},
                         Run run = {}) {
@@ -236,13 +261,15 @@ void received_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, co
 /// How far softmax(scale query fresh.key^T) fresh.value is from the same with `old`: the mean of the squares, or their
 /// root.
 ///
-/// Content alone: no mask, no positions. Sums of squares in double, in the order of the elements.
+/// Content alone: no mask, no positions. Sums of squares in double, in the order of the elements. As in the paper, only
+/// the fresh keys and values are differentiated, where `of.d_fresh` is present; the root at 0 gives zeros.
 /// \param query (batch, heads, queries, head_dim)
 /// \param of    old and fresh keys and values, (batch, key heads, rows, head_dim / value_dim), key heads dividing heads
-/// \throws ContractError on shapes that disagree, a scale that is not finite; SizeError on overflow
+/// \throws ContractError on shapes that disagree, a scale that is not finite, outputs that overlap anything; SizeError
+///         on overflow
 ///
-/// Work: two calls of full_attention. Scratch: theirs and 2 * batch * heads * queries * value_dim elements. A rehearsal
-/// returns 0.
+/// Work: two calls of full_attention, and its backward. Scratch: theirs and 2 * batch * heads * queries * value_dim
+/// elements. A rehearsal returns 0.
 template <Element Q>
 double attention_reconstruction_loss(TensorView<Q, 4> query, const ReconstructionLoss<Value<Q>>& of, Run run = {}) {
   return AttentionReconstructionLoss<Value<Q>>::forward(query, of, run);
@@ -252,16 +279,21 @@ double attention_reconstruction_loss(TensorView<Q, 4> query, const Reconstructio
 /// elements.
 ///
 /// \param old, decoded (batch, heads, rows, width)
-/// \throws ContractError on shapes that disagree
+/// \param d_decoded    likewise, written where present: the gradient; the root at 0 gives zeros
+/// \throws ContractError on shapes that disagree, an output that overlaps anything
 template <Element X>
-double auto_encoding_loss(TensorView<X, 4> old, In<X> decoded, LossNorm norm = LossNorm::mean_squared) {
+double auto_encoding_loss(TensorView<X, 4> old, In<X> decoded, const TensorView<Value<X>, 4>& d_decoded = {},
+                          LossNorm norm = LossNorm::mean_squared) {
   const Run run;
   detail::Contract contract("auto_encoding_loss", run);
   contract.input("old", old);
   contract.input("decoded", decoded);
   contract.shape("decoded", decoded, old.shape());
+  contract.gradient("d_decoded", d_decoded, old.shape());
   if (!contract.accepted()) return 0;
-  return detail::distance_of<Value<X>>(decoded, old, norm);
+  const double loss = detail::distance_of<Value<X>>(decoded, old, norm);
+  if (d_decoded) detail::differentiate_distance<Value<X>>(decoded, old, norm, loss, d_decoded);
+  return loss;
 }
 
 }  // namespace LONGVIEW_BUILD
