@@ -170,9 +170,15 @@ TYPED_TEST(RelativeGradients, G02_T01_GradientsOfPositions) {
         const test::Threads executor{threads};
         longview::relative_attention_backward(problem.query_view(), problem.key_view(), problem.value_view(),
                                               forward.output(sizes), gradients, options, executor);
-        if ((subset & 1) != 0) EXPECT_TRUE(same(expected.position, position)) << threads << " subset " << subset;
-        if ((subset & 2) != 0) EXPECT_TRUE(same(expected.content_bias, content)) << threads << " subset " << subset;
-        if ((subset & 4) != 0) EXPECT_TRUE(same(expected.position_bias, shift)) << threads << " subset " << subset;
+        if ((subset & 1) != 0) {
+          EXPECT_TRUE(same(expected.position, position)) << threads << " subset " << subset;
+        }
+        if ((subset & 2) != 0) {
+          EXPECT_TRUE(same(expected.content_bias, content)) << threads << " subset " << subset;
+        }
+        if ((subset & 4) != 0) {
+          EXPECT_TRUE(same(expected.position_bias, shift)) << threads << " subset " << subset;
+        }
       }
   });
 }
