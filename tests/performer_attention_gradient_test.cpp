@@ -109,8 +109,15 @@ TEST(PerformerBackward, S16_DimensionsAroundEveryEdge) {
   for (const Index d : {1, 15, 17, 48, 65})
     for (const Index dv : {1, 8, 9, 64})
       for (const Index rows : {1, 16, 17, 49, 96, 97, 193}) {
-        check_reference<float>({.causal = (d + rows) % 2 == 0, .batch = 1, .heads = 1, .queries = 11, .keys = 11,
-                                .head_dim = d, .value_dim = dv, .rows = rows, .size = 0.3});
+        check_reference<float>({.causal = (d + rows) % 2 == 0,
+                                .batch = 1,
+                                .heads = 1,
+                                .queries = 11,
+                                .keys = 11,
+                                .head_dim = d,
+                                .value_dim = dv,
+                                .rows = rows,
+                                .size = 0.3});
         if (HasFatalFailure()) return;
       }
 }
@@ -128,8 +135,17 @@ TEST(PerformerBackward, S17_LengthsAroundEveryEdge) {
 TEST(PerformerBackward, F03_GrowingKeys) {
   for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric})
     for (const bool normalize : {true, false}) {
-      const Case c{.features = map, .causal = true, .normalize = normalize, .padded = true, .batch = 1, .queries = 200,
-                   .keys = 200, .head_dim = 4, .value_dim = 3, .rows = 24, .size = normalize ? 0.5 : 0.3};
+      const Case c{.features = map,
+                   .causal = true,
+                   .normalize = normalize,
+                   .padded = true,
+                   .batch = 1,
+                   .queries = 200,
+                   .keys = 200,
+                   .head_dim = 4,
+                   .value_dim = 3,
+                   .rows = 24,
+                   .size = normalize ? 0.5 : 0.3};
       BackwardData<float> data(c);
       for (Index h = 0; h < c.key_heads; ++h)
         for (Index j = 0; j < c.keys; ++j)
@@ -155,8 +171,18 @@ TEST(PerformerBackward, F03_GrowingKeys) {
 TEST(PerformerBackward, MaximaThatOccurAgainShareTheGradient) {
   for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric})
     for (const bool causal : {false, true}) {
-      const Case c{.features = map, .stabiliser = Stabiliser::reference, .causal = causal, .normalize = false, .batch = 1,
-                   .heads = 1, .queries = 60, .keys = 60, .head_dim = 6, .value_dim = 3, .rows = 9, .size = 0.4,
+      const Case c{.features = map,
+                   .stabiliser = Stabiliser::reference,
+                   .causal = causal,
+                   .normalize = false,
+                   .batch = 1,
+                   .heads = 1,
+                   .queries = 60,
+                   .keys = 60,
+                   .head_dim = 6,
+                   .value_dim = 3,
+                   .rows = 9,
+                   .size = 0.4,
                    .differentiate_maximum = true};
       BackwardData<double> data(c);
       const auto set = [&](auto&& tensor, auto& values, Index at, double x) {
@@ -223,7 +249,7 @@ template <typename T>
 void expect_same_through_executors(const Case& c) {
   BackwardData<T> data(c);
   const Answer<T> expected = data.differentiate();
-  through_executors([&](Run how, Index threads) {
+  through_executors({2, 3, 5, 16}, [&](Run how, Index threads) {
     EXPECT_TRUE(data.differentiate(everything, how) == expected) << c << " threads " << threads;
   });
 }
@@ -285,7 +311,7 @@ TEST_P(PerformerBackwardBits, L01_L02_L03_L07_AnyLayoutGivesTheSameBits) {
                                   .value = {twice.value.data(), data.value_view().shape()}},
                                  data.options());
     for (const auto member : {&Answer<float>::query, &Answer<float>::key, &Answer<float>::value}) {
-      const std::vector<float> &got = twice.*member, &wanted = expected.*member;
+      const std::vector<float>&got = twice.*member, &wanted = expected.*member;
       const std::size_t half = got.size() / 2;
       EXPECT_EQ(std::memcmp(got.data(), wanted.data(), half * sizeof(float)), 0) << c;
       EXPECT_EQ(std::memcmp(got.data() + half, wanted.data(), half * sizeof(float)), 0) << c;
@@ -299,17 +325,19 @@ TEST_P(PerformerBackwardBits, BatchNeighboursDoNotMatter) {
     BackwardData<float> data(c);
     const Answer<float> expected = data.differentiate();
     Answer<float> got = expected;
-    for (std::vector<float>* values : {&got.query, &got.key, &got.value}) std::fill(values->begin(), values->end(), 0.0F);
+    for (std::vector<float>* values : {&got.query, &got.key, &got.value})
+      std::fill(values->begin(), values->end(), 0.0F);
     const TensorView<float, 4> d_query(got.query.data(), data.query_view().shape());
     const TensorView<float, 4> d_key(got.key.data(), data.key_view().shape());
     const TensorView<float, 4> d_value(got.value.data(), data.value_view().shape());
     for (Index b = 0; b < c.batch; ++b)
-      performer_attention_backward(
-          data.query_view().slice(0, b, 1), data.key_view().slice(0, b, 1), data.value_view().slice(0, b, 1),
-          data.out_view().slice(0, b, 1),
-          {.out = data.d_out_view().slice(0, b, 1), .query = d_query.slice(0, b, 1), .key = d_key.slice(0, b, 1),
-           .value = d_value.slice(0, b, 1)},
-          data.options());
+      performer_attention_backward(data.query_view().slice(0, b, 1), data.key_view().slice(0, b, 1),
+                                   data.value_view().slice(0, b, 1), data.out_view().slice(0, b, 1),
+                                   {.out = data.d_out_view().slice(0, b, 1),
+                                    .query = d_query.slice(0, b, 1),
+                                    .key = d_key.slice(0, b, 1),
+                                    .value = d_value.slice(0, b, 1)},
+                                   data.options());
     EXPECT_TRUE(got == expected) << c;
   }
 }
@@ -328,7 +356,8 @@ TEST_P(PerformerBackwardBits, M02_M29_M30_PaddingAndWorkspaceAreNeverRead) {
             data.key_view()(b, h, j, e) = static_cast<float>(not_a_number);
           }
           for (Index e = 0; e < c.value_dim; ++e) {
-            EXPECT_EQ(expected.value[static_cast<std::size_t>(((b * c.key_heads + h) * c.keys + j) * c.value_dim + e)], 0);
+            EXPECT_EQ(expected.value[static_cast<std::size_t>(((b * c.key_heads + h) * c.keys + j) * c.value_dim + e)],
+                      0);
             data.value_view()(b, h, j, e) = static_cast<float>(not_a_number);
           }
         }
@@ -346,7 +375,8 @@ TEST_P(PerformerBackwardBits, M02_M29_M30_PaddingAndWorkspaceAreNeverRead) {
 
 TEST_P(PerformerBackwardBits, M02_RowsWithoutKeysHaveNoGradient) {
   for (const bool causal : {false, true})
-    for (const FeatureMap map : {FeatureMap::positive, FeatureMap::trigonometric, FeatureMap::relu, FeatureMap::softmax}) {
+    for (const FeatureMap map :
+         {FeatureMap::positive, FeatureMap::trigonometric, FeatureMap::relu, FeatureMap::softmax}) {
       Case c{.features = map, .causal = causal, .padded = true, .queries = 60, .keys = 60};
       if (map == FeatureMap::softmax) c.stabiliser = Stabiliser::reference;
       BackwardData<float> data(c);
@@ -495,8 +525,16 @@ std::vector<double> relative_errors(const Case& c) {
 TEST(PerformerBackward, ErrorsDoNotGrowWithTheLength) {
   for (const FeatureMap map : {FeatureMap::positive, FeatureMap::relu})
     for (const bool causal : {false, true}) {
-      Case c{.features = map, .causal = causal, .batch = 1, .heads = 1, .queries = 1024, .keys = 1024, .head_dim = 16,
-             .value_dim = 16, .rows = 64, .size = 0.7};
+      Case c{.features = map,
+             .causal = causal,
+             .batch = 1,
+             .heads = 1,
+             .queries = 1024,
+             .keys = 1024,
+             .head_dim = 16,
+             .value_dim = 16,
+             .rows = 64,
+             .size = 0.7};
       const std::vector<double> at_first = relative_errors(c);
       c.queries = c.keys = 16384;
       const std::vector<double> at_last = relative_errors(c);
@@ -508,9 +546,9 @@ TEST(PerformerBackward, ErrorsDoNotGrowWithTheLength) {
 
 TEST(PerformerBackwardContract, S01_S02_S03_S05_EmptyExtents) {
   for (const bool causal : {false, true})
-    for (const Case& c : {Case{.causal = causal, .queries = 0, .keys = causal ? 0 : 3}, Case{.causal = causal, .batch = 0},
-                          Case{.causal = causal, .heads = 0, .key_heads = 2}, Case{.causal = causal, .value_dim = 0},
-                          Case{.queries = 4, .keys = 0}}) {
+    for (const Case& c : {Case{.causal = causal, .queries = 0, .keys = causal ? 0 : 3},
+                          Case{.causal = causal, .batch = 0}, Case{.causal = causal, .heads = 0, .key_heads = 2},
+                          Case{.causal = causal, .value_dim = 0}, Case{.queries = 4, .keys = 0}}) {
       BackwardData<float> data(c);
       const Answer<float> got = data.differentiate();
       for (const std::vector<float>* values : {&got.query, &got.key, &got.value})
@@ -521,8 +559,8 @@ TEST(PerformerBackwardContract, S01_S02_S03_S05_EmptyExtents) {
 TEST(PerformerBackwardContract, R02_R03_WorkspaceIsExact) {
   for (const bool causal : {false, true})
     for (const Index threads : {1, 3, 16}) {
-      BackwardData<float> data(Case{.stabiliser = Stabiliser::reference, .causal = causal, .epsilon = 1e-4,
-                                    .differentiate_maximum = true});
+      BackwardData<float> data(
+          Case{.stabiliser = Stabiliser::reference, .causal = causal, .epsilon = 1e-4, .differentiate_maximum = true});
       const Answer<float> expected = data.differentiate();
       const Parallel executor{threads, Sequential()};
       DryRun rehearsal;
@@ -549,14 +587,42 @@ TEST(PerformerBackwardContract, WorkspaceGrowsByThreeNumbersAQuery) {
   EXPECT_EQ(bytes(4096, true) - bytes(1024, true), 3072 * (2 * 3 + 1) * 4);
 }
 
+/// Segments of a causal call begin with the very sums of one sweep, also where keys grow and their shift moves.
+TEST(PerformerBackwardContract, T01_SegmentsOfGrowingKeys) {
+  for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric})
+    for (const bool padded : {false, true}) {
+      const Case c{.features = map,
+                   .causal = true,
+                   .padded = padded,
+                   .batch = 1,
+                   .heads = 2,
+                   .queries = 500,
+                   .keys = 500,
+                   .head_dim = 4,
+                   .value_dim = 3,
+                   .rows = 100};
+      BackwardData<float> data(c);
+      for (Index j = 0; j < c.keys; ++j)
+        for (Index e = 0; e < c.head_dim; ++e) data.key_view()(0, 0, j, e) *= 1 + static_cast<float>(j) / 64;
+      for (Index j = 0; padded && j < 160; ++j) data.keep(0, j) = 0;
+      data.run();
+      const Answer<float> expected = data.differentiate();
+      for (const Index threads : {2, 3, 5, 11, 40})
+        EXPECT_TRUE(data.differentiate(everything, longview::Run(Parallel{threads, Sequential()})) == expected)
+            << c << " threads " << threads;
+    }
+}
+
 TEST(PerformerBackwardContract, ErrorTexts) {
   const auto refused = [](const std::string& text, const Case& c, const auto& change) {
     BackwardData<float> data(c);
     Answer<float> into = data.differentiate();
     auto query = data.query_view(), key = data.key_view(), value = data.value_view(), out = data.out_view();
     auto options = data.options();
-    PerformerGradients<float> gradients{.out = data.d_out_view(), .query = {into.query.data(), query.shape()},
-                                        .key = {into.key.data(), key.shape()}, .value = {into.value.data(), value.shape()}};
+    PerformerGradients<float> gradients{.out = data.d_out_view(),
+                                        .query = {into.query.data(), query.shape()},
+                                        .key = {into.key.data(), key.shape()},
+                                        .value = {into.value.data(), value.shape()}};
     change(query, key, value, out, gradients, options);
     EXPECT_EQ(error_of([&] { performer_attention_backward(query, key, value, out, gradients, options); }),
               "performer_attention_backward: " + text);
@@ -564,42 +630,63 @@ TEST(PerformerBackwardContract, ErrorTexts) {
     performer_attention_backward(query, key, value, out, gradients, options, longview::Run(Sequential(), rehearsal));
     EXPECT_EQ(rehearsal.error(), "performer_attention_backward: " + text);
   };
-#define LONGVIEW_CHANGE                                                                                                   \
-  []([[maybe_unused]] auto& query, [[maybe_unused]] auto& key, [[maybe_unused]] auto& value, [[maybe_unused]] auto& out, \
-     [[maybe_unused]] auto& gradients, [[maybe_unused]] auto& options)
+#define LONGVIEW_CHANGE                                                                      \
+  []([[maybe_unused]] auto& query, [[maybe_unused]] auto& key, [[maybe_unused]] auto& value, \
+     [[maybe_unused]] auto& out, [[maybe_unused]] auto& gradients, [[maybe_unused]] auto& options)
   const Case plain;
-  refused("query: head_dim must be >= 1 (got 0)", plain, LONGVIEW_CHANGE { query = query.slice(3, 0, 0); });
-  refused("key: head_dim (got 7, expected 8 from query)", plain, LONGVIEW_CHANGE { key = key.slice(3, 0, 7); });
-  refused("out: shape (got 2x2x52x5, expected 2x2x53x5)", plain, LONGVIEW_CHANGE { out = out.slice(2, 0, 52); });
-  refused("gradients.out: is required", plain, LONGVIEW_CHANGE { gradients.out = {}; });
-  refused("gradients.out: shape (got 2x2x53x4, expected 2x2x53x5)", plain,
-          LONGVIEW_CHANGE { gradients.out = gradients.out.slice(3, 0, 4); });
-  refused("gradients.query: shape (got 2x2x53x7, expected 2x2x53x8)", plain,
-          LONGVIEW_CHANGE { gradients.query = gradients.query.slice(3, 0, 7); });
-  refused("gradients.key: shape (got 1x1x53x8, expected 2x1x53x8)", plain,
-          LONGVIEW_CHANGE { gradients.key = gradients.key.slice(0, 0, 1); });
-  refused("gradients.value: shape (got 2x1x52x5, expected 2x1x53x5)", plain,
-          LONGVIEW_CHANGE { gradients.value = gradients.value.slice(2, 0, 52); });
-  refused("gradients.query: overlaps query", plain,
-          LONGVIEW_CHANGE { gradients.query = {query.data_handle(), query.shape()}; });
-  refused("gradients.value: overlaps value", plain,
-          LONGVIEW_CHANGE { gradients.value = {value.data_handle(), value.shape()}; });
-  refused("gradients.query: overlaps out", Case{.head_dim = 5},
-          LONGVIEW_CHANGE { gradients.query = {out.data_handle(), query.shape()}; });
-  refused("gradients.value: overlaps gradients.key", Case{.head_dim = 5},
-          LONGVIEW_CHANGE { gradients.value = {gradients.key.data_handle(), value.shape()}; });
-  refused("gradients.key: elements overlap (stride 0 on dim 2)", plain, LONGVIEW_CHANGE {
-    gradients.key = {gradients.key.data_handle(), key.shape(), {1000, 100, 0, 1}};
-  });
-  refused("options.differentiate_maximum: has no meaning without Stabiliser::reference", plain,
-          LONGVIEW_CHANGE { options.differentiate_maximum = true; });
-  refused("options.differentiate_maximum: has no meaning for relu, elu_plus_one and softmax features",
-          Case{.features = FeatureMap::relu, .stabiliser = Stabiliser::reference},
-          LONGVIEW_CHANGE { options.differentiate_maximum = true; });
-  refused("options.key_sum_epsilon: has no meaning without causal", plain,
-          LONGVIEW_CHANGE { options.key_sum_epsilon = 1; });
-  refused("key: length (got 54, expected 53 from query, under causal)", Case{.causal = false, .keys = 54},
-          LONGVIEW_CHANGE { options.causal = true; });
+  refused(
+      "query: head_dim must be >= 1 (got 0)", plain, LONGVIEW_CHANGE { query = query.slice(3, 0, 0); });
+  refused(
+      "key: head_dim (got 7, expected 8 from query)", plain, LONGVIEW_CHANGE { key = key.slice(3, 0, 7); });
+  refused(
+      "out: shape (got 2x2x52x5, expected 2x2x53x5)", plain, LONGVIEW_CHANGE { out = out.slice(2, 0, 52); });
+  refused(
+      "gradients.out: is required", plain, LONGVIEW_CHANGE { gradients.out = {}; });
+  refused(
+      "gradients.out: shape (got 2x2x53x4, expected 2x2x53x5)", plain,
+      LONGVIEW_CHANGE { gradients.out = gradients.out.slice(3, 0, 4); });
+  refused(
+      "gradients.query: shape (got 2x2x53x7, expected 2x2x53x8)", plain,
+      LONGVIEW_CHANGE { gradients.query = gradients.query.slice(3, 0, 7); });
+  refused(
+      "gradients.key: shape (got 1x1x53x8, expected 2x1x53x8)", plain,
+      LONGVIEW_CHANGE { gradients.key = gradients.key.slice(0, 0, 1); });
+  refused(
+      "gradients.value: shape (got 2x1x52x5, expected 2x1x53x5)", plain,
+      LONGVIEW_CHANGE { gradients.value = gradients.value.slice(2, 0, 52); });
+  refused(
+      "gradients.query: overlaps query", plain, LONGVIEW_CHANGE {
+        gradients.query = {query.data_handle(), query.shape()};
+      });
+  refused(
+      "gradients.value: overlaps value", plain, LONGVIEW_CHANGE {
+        gradients.value = {value.data_handle(), value.shape()};
+      });
+  refused(
+      "gradients.query: overlaps out", Case{.head_dim = 5}, LONGVIEW_CHANGE {
+        gradients.query = {out.data_handle(), query.shape()};
+      });
+  refused(
+      "gradients.value: overlaps gradients.key", Case{.head_dim = 5}, LONGVIEW_CHANGE {
+        gradients.value = {gradients.key.data_handle(), value.shape()};
+      });
+  refused(
+      "gradients.key: elements overlap (stride 0 on dim 2)", plain, LONGVIEW_CHANGE {
+        gradients.key = {gradients.key.data_handle(), key.shape(), {1000, 100, 0, 1}};
+      });
+  refused(
+      "options.differentiate_maximum: has no meaning without Stabiliser::reference", plain,
+      LONGVIEW_CHANGE { options.differentiate_maximum = true; });
+  refused(
+      "options.differentiate_maximum: has no meaning for relu, elu_plus_one and softmax features",
+      Case{.features = FeatureMap::relu, .stabiliser = Stabiliser::reference},
+      LONGVIEW_CHANGE { options.differentiate_maximum = true; });
+  refused(
+      "options.key_sum_epsilon: has no meaning without causal", plain,
+      LONGVIEW_CHANGE { options.key_sum_epsilon = 1; });
+  refused(
+      "key: length (got 54, expected 53 from query, under causal)", Case{.causal = false, .keys = 54},
+      LONGVIEW_CHANGE { options.causal = true; });
 #undef LONGVIEW_CHANGE
 }
 
