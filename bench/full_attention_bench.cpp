@@ -40,7 +40,7 @@ std::vector<std::string> cells() {
     for (const int d : {64, 128}) names.push_back(kind + "/f64/b1/h1/n2048/d" + std::to_string(d));
   }
   for (const std::string kind : {"full_backward", "full_backward_causal"}) {
-    for (const int n : {512, 2048, 8192}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
+    for (const int n : {512, 1024, 2048, 4096, 16384}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
     names.push_back(kind + "/f32/b1/h1/n2048/d128");
     names.push_back(kind + "/f64/b1/h1/n2048/d64");
   }

@@ -42,7 +42,7 @@ void linformer(benchmark::State& state, const Cell& cell) {
 std::vector<std::string> cells() {
   std::vector<std::string> names;
   for (const std::string pass : {"linformer_forward", "linformer_backward"}) {
-    for (const int n : {1024, 4096, 16384}) names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d64/k256");
+    for (const int n : {1024, 4096, 16384, 65536}) names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d64/k256");
     for (const int d : {32, 128}) names.push_back(pass + "/f32/b1/h1/n4096/d" + std::to_string(d) + "/k256");
     names.push_back(pass + "/f32/b1/h8/n4096/d64/k128");
     names.push_back(pass + "/f64/b1/h1/n4096/d64/k256");

@@ -28,13 +28,14 @@ void longformer(benchmark::State& state, const Cell& cell) {
       });
 }
 
+std::vector<std::string> cells() {
+  std::vector<std::string> names;
+  for (const std::string pass : {"longformer_forward", "longformer_backward"})
+    for (const int n : {1024, 4096, 16384, 65536})
+      names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256/global64");
+  return names;
+}
+
 }  // namespace
 
-int main(int argc, char** argv) {
-  return run_cells(argc, argv, LONGVIEW_BY_TYPE(longformer),
-                   {"longformer_forward/f32/b1/h1/n1024/d64/before256/after256/global64",
-                    "longformer_forward/f32/b1/h1/n4096/d64/before256/after256/global64",
-                    "longformer_forward/f32/b1/h1/n16384/d64/before256/after256/global64",
-                    "longformer_backward/f32/b1/h1/n4096/d64/before256/after256/global64",
-                    "longformer_backward/f32/b1/h1/n16384/d64/before256/after256/global64"});
-}
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(longformer), cells()); }

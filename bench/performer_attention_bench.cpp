@@ -3,7 +3,8 @@
 // n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the query alone,
 // 4 n m d. Backward 20 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of features 4, of
 // inputs 4 and of values 2, and the features of one side once more, as the sums over all positions of a side come before
-// what uses them: 2. Products within a causal chunk are not counted.
+// what uses them: 2. Products within a causal chunk are not counted. `performer_given_causal`: forward of the numerator alone
+// with features that are given, the head's m channels themselves, and d channels of values: 4 n m d.
 // smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
 
 #include <longview/performer_attention.hpp>
@@ -40,19 +41,40 @@ void performer(benchmark::State& state, const Cell& cell) {
   });
 }
 
+template <typename T>
+void given_features(benchmark::State& state, const Cell& cell) {
+  const Index n = cell["n"], m = cell["m"], d = cell["d"];
+  const longview::Shape<4> features{cell["b"], cell["h"], n, m}, values{cell["b"], cell["h"], n, d};
+  const Index heads = cell["b"] * cell["h"];
+  const std::vector<T> q = normal<T>(heads * n * m, 1), k = normal<T>(heads * n * m, 2), v = normal<T>(heads * n * d, 3);
+  std::vector<T> out(v.size());
+  const longview::PerformerOptions<T> options{
+      .features = longview::FeatureMap::relu, .epsilon = 0, .causal = true, .normalize = false};
+  measure<T>(state, 4 * static_cast<double>(heads * n) * static_cast<double>(m * d), [&](longview::Run run) {
+    longview::performer_attention(longview::TensorView(q.data(), features), {k.data(), features}, {v.data(), values},
+                                  {out.data(), values}, options, run);
+  });
+}
+
+template <typename T>
+void run_cell(benchmark::State& state, const Cell& cell) {
+  cell.name().starts_with("performer_given") ? given_features<T>(state, cell) : performer<T>(state, cell);
+}
+
 std::vector<std::string> cells() {
   std::vector<std::string> names;
   for (const char* direction :
        {"performer_forward", "performer_forward_causal", "performer_backward", "performer_backward_causal"}) {
-    for (const int n : {1024, 4096, 16384})
+    for (const int n : {1024, 4096, 16384, 65536})
       names.push_back(std::string(direction) + "/f32/b1/h1/n" + std::to_string(n) + "/d64/m256");
     names.push_back(std::string(direction) + "/f32/b1/h1/n4096/d128/m256");
     names.push_back(std::string(direction) + "/f32/b1/h8/n4096/d64/m64");
     names.push_back(std::string(direction) + "/f64/b1/h1/n4096/d64/m256");
   }
+  names.push_back("performer_given_causal/f32/b1/h1/n4096/d64/m256");
   return names;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(performer), cells()); }
+int main(int argc, char** argv) { return run_cells(argc, argv, LONGVIEW_BY_TYPE(run_cell), cells()); }

@@ -3,6 +3,7 @@
 """Draws time against length, one line per operator, from the JSON files of bench/run.
 
     bench/plot.py build/bench/*.json --out bench/time_against_length.svg
+    bench/plot.py build/bench/*.json --backward --out backward.svg
 """
 import argparse
 import json
@@ -36,6 +37,7 @@ def exponent(points):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+")
+    parser.add_argument("--backward", action="store_true", help="the backward passes")
     parser.add_argument("--out", default="time_against_length.svg")
     options = parser.parse_args()
     runs = [json.load(open(name)) for name in options.files]
@@ -43,6 +45,8 @@ def main():
              for run in runs for entry in run["benchmarks"] if entry.get("run_type") == "iteration" and "real_time" in entry}
     lines = []
     for label, pattern in LINES:
+        if options.backward:
+            pattern = pattern.replace("_forward", "_backward")
         found = [(int(match[1]), time) for name, time in times.items() if (match := re.fullmatch(pattern, name))]
         # Short calls measure the cost of a call, not the growth.
         points = sorted(point for point in found if point[0] >= 1024)
@@ -64,7 +68,7 @@ def main():
     for label, points in lines:
         axes.plot(*zip(*points), marker="o", label=label)
     axes.set(xscale="log", yscale="log", xlabel="length", ylabel="milliseconds a call, one thread")
-    axes.set_title(f"One head of 64 channels, float32, {runs[0]['context'].get('instruction_set', '')}")
+    axes.set_title(f"{'Backward, one' if options.backward else 'One'} head of 64 channels, float32, {runs[0]['context'].get('instruction_set', '')}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xticks(ticks := sorted({n for _, points in lines for n, _ in points}), [str(n) for n in ticks])
     axes.minorticks_off()

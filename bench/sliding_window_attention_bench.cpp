@@ -33,14 +33,13 @@ std::vector<std::string> cells() {
       for (const int after : {w, 0})
         names.push_back("window_forward/f32/b1/h1/n" + std::to_string(n) + "/d64/before" + std::to_string(w) + "/after" +
                         std::to_string(after));
-  for (const int n : {1024, 4096, 16384})
-    names.push_back("window_forward/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256");
+  for (const std::string pass : {"window_forward", "window_backward"})
+    for (const int n : {1024, 4096, 16384, 65536})
+      names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256");
   for (const int w : {16, 64, 256})
     names.push_back("window_forward/f32/b1/h1/n8192/d128/before" + std::to_string(w) + "/after" + std::to_string(w));
   names.push_back("window_forward/f32/b1/h1/n8192/d64/before64/after64/dilation4");
-  for (const int n : {2048, 8192, 32768})
-    names.push_back("window_backward/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256");
-  for (const int w : {16, 64})
+  for (const int w : {16, 64, 256})
     names.push_back("window_backward/f32/b1/h1/n8192/d64/before" + std::to_string(w) + "/after" + std::to_string(w));
   return names;
 }

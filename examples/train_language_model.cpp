@@ -151,6 +151,7 @@ void print_comparison(const ByteTransformer& model, const TrainingText& text, co
 }
 
 void run_training(const Arguments& arguments, Checkpoint checkpoint, const ThreadPool& pool) {
+  std::signal(SIGINT, [](int) { interrupted = 1; });
   const TrainingText text = read_text(arguments);
   const std::uint64_t hash = hash_of(text.training);
   if (arguments.resume && checkpoint.plan.text != hash)
@@ -161,7 +162,6 @@ void run_training(const Arguments& arguments, Checkpoint checkpoint, const Threa
     checkpoint.plan.steps = steps_within(arguments.seconds, checkpoint, text.training, pool);
   print_plan(checkpoint.plan, checkpoint.model.sizes.segment);
   if (arguments.resume) std::printf("goes on after step %td\n", checkpoint.step);
-  std::signal(SIGINT, [](int) { interrupted = 1; });
   const Speed speed = train(checkpoint, text.training, pool);
   save_checkpoint(arguments.checkpoint, checkpoint);
   std::printf("trained for %.0f s, %.0f tokens/s; kept in %s\n", speed.seconds, speed.tokens_per_second,

@@ -171,6 +171,14 @@ TYPED_TEST(Contract, S13_ScratchOverflows) {
       }
 }
 
+TYPED_TEST(Contract, S13_TextWhereScratchOverflows) {
+  const Sequential sequential;
+  const TensorView<float, 4> wide(nullptr, {1, 1, 1, Index{1} << 58});
+  DryRun dry;
+  TypeParam::run(wide, wide, wide, wide, {}, longview::Run(sequential, dry));
+  EXPECT_EQ(dry.error(), std::string(TypeParam::name) + ": run: workspace byte count overflows");
+}
+
 TYPED_TEST(Contract, L06_MisalignedPointers) {
   const auto odd = [](auto* at) { return reinterpret_cast<float*>(reinterpret_cast<char*>(at) + 1); };
   const auto right_query = this->query;
@@ -618,6 +626,20 @@ TEST(RelativeContract, PositionTable) {
   EXPECT_EQ(text({.position = rows(1, 9, 4), .scores = {.alignment = Alignment::bottom_right}}),
             "options.scores.alignment: is always bottom_right here");
   EXPECT_EQ(text({.position = {of.out.data_handle(), {1, 9, 4}}}).substr(0, 13), "out: overlaps");
+}
+
+TEST(RelativeContract, SinusoidalPositions) {
+  std::vector<float> memory(100);
+  const auto text = [&](const TensorView<float, 2>& out, std::optional<Index> clamp = {}) {
+    return test::error_of<ContractError>([&] { longview::sinusoidal_positions(out, clamp); });
+  };
+  const std::string name = "sinusoidal_positions: ";
+  EXPECT_EQ(text({memory.data(), {4, 3}}), name + "out: width must be even (got 3)");
+  EXPECT_EQ(text({memory.data(), {4, 4}}, -1), name + "clamp: must be >= 0 (got -1)");
+  EXPECT_EQ(text({memory.data(), {4, 4}, {0, 1}}), name + "out: elements overlap (stride 0 on dim 0)");
+  EXPECT_EQ(text({nullptr, {4, 4}}), name + "out: null data for 16 elements");
+  EXPECT_EQ(text({nullptr, {4, 0}}), "no error");
+  EXPECT_EQ(text({memory.data(), {0, 4}}), "no error");
 }
 
 // ---- Reporting

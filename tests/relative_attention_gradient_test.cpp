@@ -170,11 +170,32 @@ TYPED_TEST(RelativeGradients, G02_T01_GradientsOfPositions) {
         const test::Threads executor{threads};
         longview::relative_attention_backward(problem.query_view(), problem.key_view(), problem.value_view(),
                                               forward.output(sizes), gradients, options, executor);
-        if ((subset & 1) != 0) EXPECT_TRUE(same(expected.position, position)) << threads << " subset " << subset;
-        if ((subset & 2) != 0) EXPECT_TRUE(same(expected.content_bias, content)) << threads << " subset " << subset;
-        if ((subset & 4) != 0) EXPECT_TRUE(same(expected.position_bias, shift)) << threads << " subset " << subset;
+        if ((subset & 1) != 0) {
+          EXPECT_TRUE(same(expected.position, position)) << threads << " subset " << subset;
+        }
+        if ((subset & 2) != 0) {
+          EXPECT_TRUE(same(expected.content_bias, content)) << threads << " subset " << subset;
+        }
+        if ((subset & 4) != 0) {
+          EXPECT_TRUE(same(expected.position_bias, shift)) << threads << " subset " << subset;
+        }
       }
   });
+}
+
+TYPED_TEST(RelativeGradients, D02_KeysInPieces) {
+  Random random(19);
+  const Shape<3> shape{1, 150, 9};
+  const auto table = random.values<TypeParam>(test::count_of(shape));
+  const longview::RelativeOptions<TypeParam> options{.position = {table.data(), shape}};
+  test::expect_the_same_gradients_in_pieces<TypeParam>(
+      {2, 4, 2, 60, 150, 9, 10}, 23,
+      [&](auto query, const auto& keys, const auto& out) { longview::relative_attention(query, keys, out, options); },
+      [&](auto query, const auto& keys, const auto& out, const auto& of) {
+        const longview::RelativeGradients<TypeParam> gradients{
+            .out = of.out, .lse = of.lse, .query = of.query, .segments = of.segments};
+        longview::relative_attention_backward(query, keys, test::Output<const TypeParam>(out), gradients, options);
+      });
 }
 
 }  // namespace

@@ -20,11 +20,6 @@ struct FullAttention {
                        bool in_pieces, Run run);
 
  private:
-  /// Queries of a KeyValueView are the newest positions.
-  static Index offset_of(const detail::BandCall<T>& call, bool in_pieces) {
-    const Alignment otherwise = in_pieces ? Alignment::bottom_right : Alignment::top_left;
-    return call.scores->alignment.value_or(otherwise).offset(call.query.extent(2), call.positions);
-  }
   static void check_options(detail::Contract& contract, const detail::BandCall<T>& call, bool in_pieces) {
     detail::check_scores(contract, call, "options.", call.scores->causal || !call.scores->alibi_slopes.empty(), in_pieces);
   }
@@ -36,7 +31,7 @@ void FullAttention<T>::forward(detail::BandCall<T> call, bool in_pieces, Run run
   detail::check_tensors(contract, call);
   check_options(contract, call, in_pieces);
   if (!contract.accepted()) return;
-  call.offset = offset_of(call, in_pieces);
+  call.offset = detail::offset_of(call, in_pieces);
   detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
 }
 
@@ -47,7 +42,7 @@ void FullAttention<T>::backward(detail::BandCall<T> call, const Output<const T>&
   const auto wanted = detail::check_backward(contract, call, out, gradients, in_pieces);
   check_options(contract, call, in_pieces);
   if (!contract.accepted()) return;
-  call.offset = offset_of(call, in_pieces);
+  call.offset = detail::offset_of(call, in_pieces);
   detail::attend_backward(contract, detail::shape_of(call), call, wanted, detail::BandPattern<T>(call),
                           static_cast<Index>(call.keys.size()));
 }

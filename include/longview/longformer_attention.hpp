@@ -6,18 +6,12 @@
 /// arXiv:2004.05150.
 #pragma once
 
-#include <vector>
-
 #include "longview/detail/backward_check.hpp"
 #include "longview/detail/backward_task.hpp"
 #include "longview/detail/longformer_pattern.hpp"
+#include "longview/token_sets.hpp"
 
 namespace longview::inline v0 {
-
-/// Item b owns indices[offsets[b]] ... indices[offsets[b + 1] - 1]: in any order, none twice. No offsets: one set for all.
-struct TokenSets {
-  std::span<const Index> indices{}, offsets{};
-};
 
 /// Global tokens and their own projections (batch, heads, length, dim). Absent: the ordinary ones.
 template <Storage T>
@@ -47,24 +41,6 @@ struct LongformerGradients {
 
 inline namespace LONGVIEW_BUILD {
 
-/// The non-zero tokens of a (batch, length) mask, kept in `storage`: once per batch, for all layers.
-/// \throws ContractError on a negative extent or null data
-inline TokenSets token_sets(TensorView<const std::uint8_t, 2> mask, std::vector<Index>& storage) {
-  const Run run;
-  detail::Contract contract("token_sets", run);
-  contract.input("mask", mask);
-  if (!contract.accepted()) return {};
-  const Index batch = mask.extent(0), length = mask.extent(1);
-  storage.assign(static_cast<std::size_t>(batch) + 1, 0);
-  for (Index item = 0; item < batch; ++item) {
-    for (Index token = 0; token < length; ++token)
-      if (mask(item, token) != 0) storage.push_back(token);
-    storage[static_cast<std::size_t>(item) + 1] = static_cast<Index>(storage.size()) - batch - 1;
-  }
-  const std::span<const Index> all(storage);
-  return {all.subspan(static_cast<std::size_t>(batch) + 1), all.first(static_cast<std::size_t>(batch) + 1)};
-}
-
 /// The compiled body, named in `extern template` only.
 template <Storage T>
 struct LongformerAttention {
@@ -93,23 +69,11 @@ struct LongformerAttention {
     lists.tokens = carver.take<Index>(batch * lists.most);
     for (Index item = 0; item < batch; ++item) fill(call, tokens, item, lists);
   }
-  static std::span<const Index> set_of(const TokenSets& tokens, Index item) {
-    if (tokens.offsets.empty()) return tokens.indices;
-    const auto begin = static_cast<std::size_t>(tokens.offsets[static_cast<std::size_t>(item)]);
-    const auto end = static_cast<std::size_t>(tokens.offsets[static_cast<std::size_t>(item) + 1]);
-    return tokens.indices.subspan(begin, end - begin);
-  }
-  static Index most_globals(const TokenSets& tokens, Index batch) {
-    Index most = 0;
-    for (Index item = 0; item < batch; ++item)
-      if (const auto count = static_cast<Index>(set_of(tokens, item).size()); count > most) most = count;
-    return most;
-  }
   /// The real global tokens of an item, in order.
   static void fill(const detail::BandCall<T>& call, const TokenSets& tokens, Index item, detail::GlobalLists& lists) {
     Index* const list = lists.tokens + item * lists.most;
     Index& count = lists.count[item] = 0;
-    for (const Index token : set_of(tokens, item))
+    for (const Index token : detail::set_of(tokens, item))
       if (detail::is_real_token(call, item, token)) list[count++] = token;
     detail::sort(list, count);
   }
@@ -126,7 +90,7 @@ struct LongformerAttention {
       contract.broadcasts("options.keep_tokens", options.keep_tokens, Shape<2>{call.query.extent(0), call.query.extent(2)});
     }
     check_global_projections(contract, call, options.global);
-    check_tokens(contract, call, options.global.tokens);
+    detail::check_token_sets(contract, options.global.tokens, call.query.extent(0), call.query.extent(2));
   }
   static void check_global_projections(detail::Contract& contract, const detail::BandCall<T>& call,
                                        const GlobalTokens<T>& global) {
@@ -153,37 +117,6 @@ struct LongformerAttention {
     check("gradients.key_global", gradients.key_global, global.key);
     check("gradients.value_global", gradients.value_global, global.value);
   }
-  static void check_tokens(detail::Contract& contract, const detail::BandCall<T>& call, const TokenSets& tokens) {
-    const char* const name = "options.global.tokens";
-    const Index batch = call.query.extent(0), length = call.query.extent(2);
-    if (!contract.ok()) return;
-    if (!tokens.offsets.empty()) {
-      contract.size(std::string(name) + ".offsets", tokens.offsets, batch + 1, "batch + 1");
-      if (!contract.ok()) return;
-      contract.equal("options.global.tokens.offsets[0]", "", tokens.offsets[0], 0, "");
-      for (std::size_t item = 0; item + 1 < tokens.offsets.size(); ++item)
-        if (tokens.offsets[item + 1] < tokens.offsets[item])
-          contract.fail(std::string(name) + ".offsets", "must not decrease (at " + std::to_string(item + 1) + ")");
-      contract.equal("options.global.tokens.offsets", "last", tokens.offsets.back(), static_cast<Index>(tokens.indices.size()),
-                     "indices");
-    }
-    for (const Index token : tokens.indices)
-      if (token < 0 || token >= length)
-        return contract.fail(name, "global index " + std::to_string(token) + " out of range [0, " +
-                                       std::to_string(length) + ")");
-    const Index sets = tokens.offsets.empty() ? (batch > 0 ? 1 : 0) : batch;
-    for (Index item = 0; contract.ok() && item < sets; ++item) {
-      const auto set = set_of(tokens, item);
-      Index highest = -1;
-      for (std::size_t at = 0; at < set.size(); ++at) {
-        // Ascending sets, as token_sets makes them, need no search.
-        for (std::size_t before = 0; set[at] <= highest && before < at; ++before)
-          if (set[before] == set[at])
-            return contract.fail(name, "global index " + std::to_string(set[at]) + " given twice");
-        if (set[at] > highest) highest = set[at];
-      }
-    }
-  }
 };
 
 template <Storage T>
@@ -196,7 +129,7 @@ void LongformerAttention<T>::forward(detail::BandCall<T> call, const LongformerO
 
   const detail::BandCall<T> global_call = global_call_of(call, options);
   const Index batch = call.query.extent(0);
-  detail::GlobalLists lists{nullptr, nullptr, most_globals(options.global.tokens, batch)};
+  detail::GlobalLists lists{nullptr, nullptr, detail::largest_set(options.global.tokens, batch)};
   const detail::LongformerRows<T> local(call, lists);
   const detail::GlobalRows<T> global(global_call, lists);
   const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);
@@ -234,7 +167,7 @@ void LongformerAttention<T>::backward(detail::BandCall<T> call, const Output<con
   if (options.global.query) global_wanted.d_query = gradients.query_global;
   if (options.global.key) global_call.d_keys = {{gradients.key_global, gradients.value_global}};
   const Index batch = call.query.extent(0);
-  detail::GlobalLists lists{nullptr, nullptr, most_globals(options.global.tokens, batch)};
+  detail::GlobalLists lists{nullptr, nullptr, detail::largest_set(options.global.tokens, batch)};
   const detail::LongformerRows<T> local(call, lists);
   const detail::GlobalRows<T> global(global_call, lists);
   const auto shape = detail::shape_of(call), global_shape = detail::shape_of(global_call);

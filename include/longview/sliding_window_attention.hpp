@@ -30,11 +30,6 @@ struct SlidingWindowAttention {
   static void set_options(detail::BandCall<T>& call, const SlidingWindowOptions<T>& options) {
     call.scores = &options.scores, call.window = options.window, call.head_windows = options.head_windows;
   }
-  /// Queries of a KeyValueView are the newest positions.
-  static Index offset_of(const detail::BandCall<T>& call, bool in_pieces) {
-    const Alignment otherwise = in_pieces ? Alignment::bottom_right : Alignment::top_left;
-    return call.scores->alignment.value_or(otherwise).offset(call.query.extent(2), call.positions);
-  }
   static void check_options(detail::Contract& contract, const detail::BandCall<T>& call, bool in_pieces) {
     detail::check_windows(contract, call.window, call.head_windows, call.query.extent(1));
     detail::check_scores(contract, call, "options.scores.", true, in_pieces);
@@ -49,7 +44,7 @@ void SlidingWindowAttention<T>::forward(detail::BandCall<T> call, const SlidingW
   detail::check_tensors(contract, call);
   check_options(contract, call, in_pieces);
   if (!contract.accepted()) return;
-  call.offset = offset_of(call, in_pieces);
+  call.offset = detail::offset_of(call, in_pieces);
   detail::attend(contract, detail::shape_of(call), detail::BandPattern<T>(call), static_cast<Index>(call.keys.size()));
 }
 
@@ -62,7 +57,7 @@ void SlidingWindowAttention<T>::backward(detail::BandCall<T> call, const Output<
   const auto wanted = detail::check_backward(contract, call, out, gradients, in_pieces);
   check_options(contract, call, in_pieces);
   if (!contract.accepted()) return;
-  call.offset = offset_of(call, in_pieces);
+  call.offset = detail::offset_of(call, in_pieces);
   detail::attend_backward(contract, detail::shape_of(call), call, wanted, detail::BandPattern<T>(call),
                           static_cast<Index>(call.keys.size()));
 }

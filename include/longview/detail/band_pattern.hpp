@@ -174,6 +174,13 @@ T softcap_of(const Scores<T>& scores) {
   return static_cast<T>(cap > 0 && cap < least ? least : cap);
 }
 
+/// The position of query 0. Queries of keys in pieces are the newest positions unless the alignment says otherwise.
+template <typename T>
+Index offset_of(const BandCall<T>& call, bool in_pieces) {
+  const Alignment otherwise = in_pieces ? Alignment::bottom_right : Alignment::top_left;
+  return call.scores->alignment.value_or(otherwise).offset(call.query.extent(2), call.positions);
+}
+
 /// What the kernel needs to know of a call beside its plan.
 template <typename T>
 kernel::AttentionShape<T> shape_of(const BandCall<T>& call) {

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <new>
 
+#include "longview/detail/attention_task.hpp"
 #include "longview/kernel/backward_plan.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
@@ -62,6 +63,71 @@ class RowOrder {
  private:
   Index lines_, length_, abreast_;
   Progress* progress_ = nullptr;
+};
+
+/// The tasks of a pattern in lines. Rows that add to the same gradients stand in one line: the heads of a key head, and all
+/// items, heads or residue classes over which a gradient is summed. Residue classes share no keys, so they may have lines of
+/// their own where all heads have the same.
+///
+/// Tasks of a line that run at the same time are at different keys and, since later queries are then at earlier keys, at
+/// different distances.
+template <typename Pattern>
+class RowLines {
+ public:
+  struct Joined {
+    bool items, heads, residues;
+  };
+  RowLines(const Pattern& pattern, Index key_heads, const Joined& joined, Index rows_per_task)
+      : pattern_(pattern),
+        rows_per_task_(rows_per_task),
+        items_(joined.items ? pattern.items() : 1),
+        key_heads_(joined.heads ? key_heads : 1),
+        groups_(key_heads > 0 ? pattern.groups() / key_heads : 0) {
+    bool same = true;
+    for (Index group = 0; group < pattern.groups(); ++group) {
+      const Index residues = pattern.residues(group), chunks = (pattern.most_rows(group) + rows_per_task - 1) / rows_per_task;
+      same = same && residues == pattern.residues(0);
+      if (residues > residues_) residues_ = residues;
+      if (chunks > chunks_) chunks_ = chunks;
+    }
+    if (same && !joined.residues) line_residues_ = residues_, residues_ = residues_ > 0 ? 1 : 0;
+    lines_ = pattern.items() / (items_ > 0 ? items_ : 1) * (key_heads / (key_heads_ > 0 ? key_heads_ : 1)) * line_residues_;
+    line_key_heads_ = key_heads_ > 0 ? key_heads / key_heads_ : 0;
+  }
+
+  Index lines() const { return lines_; }
+  Index length() const { return items_ * key_heads_ * groups_ * residues_ * chunks_; }
+
+  struct Task {
+    GridPlace place;
+    RowSet rows;
+    Index first;   // of the rows
+    bool exists;
+    bool begins;   // a stretch of rows whose keys may begin anywhere
+  };
+  Task task(const RowOrder::Place& at) const {
+    Index line = at.line, position = at.position;
+    const auto next = [](Index& from, Index count) {
+      const Index digit = from % count;
+      from /= count;
+      return digit;
+    };
+    GridPlace place{};
+    place.chunk = next(position, chunks_);
+    place.residue = next(position, residues_) + next(line, line_residues_);
+    const Index group = next(position, groups_);
+    place.group = (next(position, key_heads_) + next(line, line_key_heads_)) * groups_ + group;
+    place.item = position + line;
+    Task task{place, {}, place.chunk * rows_per_task_, place.residue < pattern_.residues(place.group), place.chunk == 0};
+    if (task.exists) task.rows = pattern_.rows(place);
+    task.exists = task.exists && task.first < task.rows.heads * task.rows.count;
+    return task;
+  }
+
+ private:
+  const Pattern& pattern_;
+  Index rows_per_task_, items_, key_heads_, groups_, residues_ = 0, chunks_ = 0;  // in a line
+  Index line_residues_ = 1, line_key_heads_ = 1, lines_ = 0;                      // beside each other
 };
 
 }  // namespace longview

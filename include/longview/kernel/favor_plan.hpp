@@ -43,8 +43,12 @@ struct FavorShape {
   T guard = 0, key_sum_epsilon = 0;
 
   LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
+  /// The input is U and serves for nothing else.
+  LONGVIEW_INLINE bool is_given() const { return projection == nullptr && !is_exponential(); }
   /// Keys of the softmax map, not causal: one shift for every channel.
   LONGVIEW_INLINE bool shifts_channels() const { return map == FavorMap::softmax && !causal && !query_side; }
+  /// Of S^T, and z where it is wanted.
+  LONGVIEW_INLINE Index sum_rows() const { return value_dim + (normalize || shifts_channels() ? 1 : 0); }
   /// The published shift of trigonometric queries, one for all of a head, does not cancel.
   LONGVIEW_INLINE bool needs_longest_query() const {
     return map == FavorMap::trigonometric && shift == FavorShift::published && exact_scale;
