@@ -4,7 +4,8 @@
 // query alone, 4 n m d. Backward 18 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of
 // features 4, of inputs 4 and of values 2; features that are made twice are counted once, products within a causal
 // chunk not at all. `performer_given_causal`: forward of the numerator alone with features that are given, the head's m
-// channels themselves, and d channels of values: 4 n m d. smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
+// channels themselves, and d channels of values: 4 n m d.
+// smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
 
 #include <longview/performer_attention.hpp>
 
