@@ -247,8 +247,9 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
 }
 
 /// The gradients of performer_attention, the shifts of the stabiliser held constant unless options.differentiate_maximum.
-/// A row without keys and a key that does not exist have gradients of 0; a NaN in a row of gradients.out reaches the
-/// gradient of its query, and of the keys and values that the row attends.
+/// A row without keys and a key that does not exist have gradients of 0, but for the maximum that trigonometric queries have
+/// in common; a NaN in a row of gradients.out reaches the gradient of its query, and of the keys and values that the row
+/// attends.
 ///
 /// \param out       what performer_attention wrote, with the same options
 /// \param gradients `out` arrives, `query`, `key` and `value` leave
