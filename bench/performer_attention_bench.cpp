@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Performer: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful FLOP of
-// n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the query alone,
-// 4 n m d. Backward 20 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of features 4, of
-// inputs 4 and of values 2, and the features of one side once more, as the sums over all positions of a side come before
-// what uses them: 2. Products within a causal chunk are not counted. `performer_given_causal`: forward of the numerator alone
-// with features that are given, the head's m channels themselves, and d channels of values: 4 n m d.
+// Performer: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful
+// FLOP of n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the
+// query alone, 4 n m d. Backward 18 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of
+// features 4, of inputs 4 and of values 2; features that are made twice are counted once, products within a causal
+// chunk not at all. `performer_given_causal`: forward of the numerator alone with features that are given, the head's m
+// channels themselves, and d channels of values: 4 n m d.
 // smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
 
 #include <longview/performer_attention.hpp>
@@ -36,7 +36,7 @@ void performer(benchmark::State& state, const Cell& cell) {
                                                   .query = {d_query.data(), x.shape},
                                                   .key = {d_key.data(), x.key_shape},
                                                   .value = {d_value.data(), x.key_shape}};
-  measure<T>(state, 20 * products, [&](longview::Run run) {
+  measure<T>(state, 18 * products, [&](longview::Run run) {
     longview::performer_attention_backward(x.query(), x.key(), x.value(), x.out(), gradients, options, run);
   });
 }
@@ -46,7 +46,8 @@ void given_features(benchmark::State& state, const Cell& cell) {
   const Index n = cell["n"], m = cell["m"], d = cell["d"];
   const longview::Shape<4> features{cell["b"], cell["h"], n, m}, values{cell["b"], cell["h"], n, d};
   const Index heads = cell["b"] * cell["h"];
-  const std::vector<T> q = normal<T>(heads * n * m, 1), k = normal<T>(heads * n * m, 2), v = normal<T>(heads * n * d, 3);
+  const std::vector<T> q = normal<T>(heads * n * m, 1), k = normal<T>(heads * n * m, 2),
+                       v = normal<T>(heads * n * d, 3);
   std::vector<T> out(v.size());
   const longview::PerformerOptions<T> options{
       .features = longview::FeatureMap::relu, .epsilon = 0, .causal = true, .normalize = false};

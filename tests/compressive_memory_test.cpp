@@ -721,6 +721,7 @@ TEST(ReconstructionLoss, NothingLostNothingToSeeAndErrors) {
   EXPECT_EQ(text({.old = old, .fresh = {rows, rows.slice(3, 0, 3), {}}}),
             name + "of.fresh.value: value_dim (got 3, expected 4 from the first value)");
   EXPECT_EQ(text({.old = old, .fresh = old, .scale = nan_value}), name + "of.scale: must be finite");
+  EXPECT_EQ(text({.old = old, .fresh = old, .scale = -1e300}), name + "of.scale: beyond the range of the elements");
 }
 
 /// A call of attention_reconstruction_loss in memory, with room for its gradients.
@@ -795,6 +796,20 @@ TEST(ReconstructionLoss, L01T01G02GradientsHaveTheSameBits) {
     EXPECT_TRUE(same_bits(problem({}, Layout::packed, true, false).key, expected.key));
     EXPECT_TRUE(same_bits(problem({}, Layout::packed, false, true).value, expected.value));
   });
+}
+
+TEST(ReconstructionLoss, T01AnyNumberOfWorkers) {
+  const Reconstruction<float> problem(2, 9, 13, 7);
+  const auto expected = problem();
+  Received<float> received({2, 2, 1, 5, 30, 8});
+  const auto shares = received();
+  for (const Index workers : {Index{1} << 31, Index{1} << 60, std::numeric_limits<Index>::max()}) {
+    const longview::Parallel executor{workers, [](Index count, longview::TaskBody body) {
+                                        while (count-- > 0) body(count);
+                                      }};
+    EXPECT_EQ(problem(executor), expected);
+    EXPECT_TRUE(same_bits(received(executor), shares));
+  }
 }
 
 TEST(ReconstructionLoss, M30R02R03GradientsInExactWorkspace) {

@@ -14,40 +14,10 @@
 #include <string>
 #include <vector>
 
-#include "golden_case.hpp"
-#include "golden_layout.hpp"
+#include "golden_answer.hpp"
 #include "kernels/kernels.hpp"
 
 namespace golden {
-
-/// By name of the output.
-template <typename T>
-using Answer = std::map<std::string, Tensor<T>>;
-
-/// `out` and, where the file has it, `lse`.
-template <typename T>
-class AttentionAnswer {
- public:
-  AttentionAnswer(const Case& of, const Tensor<double>& query, const Tensor<double>& value, Layout layout)
-      : with_lse_(of.has("lse")),
-        out_({query.extent(0), query.extent(1), query.extent(2), value.extent(3)}, layout),
-        lse_({query.extent(0), query.extent(1), query.extent(2)}, layout) {}
-
-  longview::Output<T> output() {
-    if (!with_lse_) return out_.view();
-    return {out_.view(), lse_.view()};
-  }
-  Answer<T> answer() {
-    Answer<T> all{{"out", out_.copy()}};
-    if (with_lse_) all.emplace("lse", lse_.copy());
-    return all;
-  }
-
- private:
-  bool with_lse_;
-  Written<T, 4> out_;
-  Written<T, 3> lse_;
-};
 
 // ---- full_attention: with a window, sliding_window_attention
 
@@ -80,12 +50,27 @@ Answer<T> answer_attention(const Case& of, Layout layout) {
   longview::Scores<T> scores = library_scores(problem.scores, inputs);
   scores.alignment =
       problem.alignment == Alignment::top_left ? longview::Alignment::top_left : longview::Alignment::bottom_right;
-  if (problem.window.before || problem.window.after)
-    longview::sliding_window_attention(query, key, value, written.output(),
-                                       {.window = library_window(problem.window), .scores = scores});
+  const bool windowed = problem.window.before || problem.window.after;
+  const longview::SlidingWindowOptions<T> window{.window = library_window(problem.window), .scores = scores};
+  if (windowed)
+    longview::sliding_window_attention(query, key, value, written.output(), window);
   else
     longview::full_attention(query, key, value, written.output(), scores);
-  return written.answer();
+  Answer<T> answer = written.answer();
+  GradientAnswer<T> d(of, layout);
+  if (!d.wanted()) return answer;
+  const longview::AttentionGradients<T> gradients{.out = d.out(inputs),
+                                                  .lse = d.lse(inputs),
+                                                  .query = d.template tensor<4>("d_query"),
+                                                  .key = d.template tensor<4>("d_key"),
+                                                  .value = d.template tensor<4>("d_value"),
+                                                  .scores = d.scores()};
+  if (windowed)
+    longview::sliding_window_attention_backward(query, key, value, written.output(), gradients, window);
+  else
+    longview::full_attention_backward(query, key, value, written.output(), gradients, scores);
+  d.add_to(answer);
+  return answer;
 }
 
 // ---- longformer_attention
@@ -106,9 +91,25 @@ Answer<T> answer_longformer(const Case& of, Layout layout) {
                                          .keep_tokens = inputs.template mask<2>(problem.keep_tokens)};
   if (problem.global_tokens.present())
     options.global.tokens = longview::token_sets(inputs.template mask<2>(problem.global_tokens), tokens);
-  longview::longformer_attention(inputs.template tensor<4>(problem.query), inputs.template tensor<4>(problem.key),
-                                 inputs.template tensor<4>(problem.value), written.output(), options);
-  return written.answer();
+  const auto query = inputs.template tensor<4>(problem.query), key = inputs.template tensor<4>(problem.key),
+             value = inputs.template tensor<4>(problem.value);
+  longview::longformer_attention(query, key, value, written.output(), options);
+  Answer<T> answer = written.answer();
+  GradientAnswer<T> d(of, layout);
+  if (!d.wanted()) return answer;
+  longview::longformer_attention_backward(query, key, value, written.output(),
+                                          {.out = d.out(inputs),
+                                           .lse = d.lse(inputs),
+                                           .query = d.template tensor<4>("d_query"),
+                                           .key = d.template tensor<4>("d_key"),
+                                           .value = d.template tensor<4>("d_value"),
+                                           .query_global = d.template tensor<4>("d_query_global"),
+                                           .key_global = d.template tensor<4>("d_key_global"),
+                                           .value_global = d.template tensor<4>("d_value_global"),
+                                           .scores = d.scores()},
+                                          options);
+  d.add_to(answer);
+  return answer;
 }
 
 // ---- linformer_attention, compression
@@ -130,6 +131,26 @@ longview::Projection<T> first_columns(longview::Projection<T> projection, Index 
   return projection;
 }
 
+/// The gradient of those columns; that of the others is 0.
+template <typename T>
+longview::TensorView<T, 3> first_columns(const longview::TensorView<T, 3>& gradient, Index length) {
+  for (Index column = length; gradient && column < gradient.extent(2); ++column)
+    for (Index head = 0; head < gradient.extent(0); ++head)
+      for (Index slot = 0; slot < gradient.extent(1); ++slot) gradient(head, slot, column) = 0;
+  return gradient ? gradient.slice(2, 0, length) : gradient;
+}
+
+/// Of "key" or "value". The same tensor of the library has another name for each of the references.
+template <typename T>
+longview::ProjectionGradients<T> projection_gradients(const Case& of, const std::string& side, Index length,
+                                                      GradientAnswer<T>& d) {
+  const std::string channel_bias = of.has("d_slot_" + side + "_bias") ? "d_slot_" + side + "_bias" : "d_" + side + "_conv_bias";
+  return {.matrix = first_columns(d.template tensor<3>("d_" + side + "_projection"), length),
+          .convolution = d.template tensor<3>("d_" + side + "_conv_weight"),
+          .slot_bias = d.template tensor<2>("d_" + side + "_projection_bias"),
+          .channel_bias = d.template tensor<2>(channel_bias)};
+}
+
 template <typename T>
 Answer<T> answer_linformer(const Case& of, Layout layout) {
   const auto problem = linformer_problem<double>(of);
@@ -142,9 +163,27 @@ Answer<T> answer_linformer(const Case& of, Layout layout) {
       .scores = library_scores(problem.options.scores, inputs)};
   if (problem.options.value_projection)
     options.value_projection = first_columns(library_projection(*problem.options.value_projection, inputs), length);
-  longview::linformer_attention(inputs.template tensor<4>(problem.query), inputs.template tensor<4>(problem.key),
-                                inputs.template tensor<4>(problem.value), written.output(), options);
-  return written.answer();
+  const auto query = inputs.template tensor<4>(problem.query), key = inputs.template tensor<4>(problem.key),
+             value = inputs.template tensor<4>(problem.value);
+  longview::linformer_attention(query, key, value, written.output(), options);
+  Answer<T> answer = written.answer();
+  GradientAnswer<T> d(of, layout);
+  if (!d.wanted()) return answer;
+  const bool one_tensor = of.flag("shared_key_value");  // d_key is of both
+  Written<T, 4> apart(value.shape(), layout);
+  longview::LinformerGradients<T> gradients{.out = d.out(inputs),
+                                            .lse = d.lse(inputs),
+                                            .query = d.template tensor<4>("d_query"),
+                                            .key = d.template tensor<4>("d_key"),
+                                            .value = one_tensor ? apart.view() : d.template tensor<4>("d_value"),
+                                            .key_projection = projection_gradients(of, "key", length, d)};
+  if (problem.options.value_projection) gradients.value_projection = projection_gradients(of, "value", length, d);
+  longview::linformer_attention_backward(query, key, value, written.output(), gradients, options);
+  d.add_to(answer);
+  if (one_tensor)
+    for (std::size_t at = 0; at < answer["d_key"].elements().size(); ++at)
+      answer["d_key"].elements()[at] += apart.copy().elements()[at];
+  return answer;
 }
 
 template <typename T>
@@ -155,8 +194,19 @@ Answer<T> answer_compression(const Case& of, Layout layout) {
   Written<T, 4> out({input.extent(0), input.extent(1), reference::slots_of(problem.compression, input.extent(2)),
                      reference::dim_of(problem.compression, input.extent(3))},
                     layout);
-  longview::project(inputs.template tensor<4>(input), out.view(), library_projection(problem.compression, inputs));
-  return {{"out", out.copy()}};
+  const auto rows = inputs.template tensor<4>(input);
+  const longview::Projection<T> compression = library_projection(problem.compression, inputs);
+  longview::project(rows, out.view(), compression);
+  Answer<T> answer{{"out", out.copy()}};
+  GradientAnswer<T> d(of, layout);
+  longview::project_backward(rows,
+                             {.out = d.out(inputs),
+                              .input = d.template tensor<4>("d_input"),
+                              .convolution = d.template tensor<3>("d_compression_weight"),
+                              .channel_bias = d.template tensor<2>("d_compression_bias")},
+                             compression);
+  d.add_to(answer);
+  return answer;
 }
 
 // ---- performer_attention, random_features
@@ -214,10 +264,21 @@ Answer<T> answer_performer(const Case& of, Layout layout) {
   options.normalize = stated.normalize;
   options.denominator_guard = stated.denominator_guard;
   options.key_sum_epsilon = stated.key_sum_epsilon;
+  options.differentiate_maximum = stated.differentiate_maximum;
   options.keep_keys = inputs.template mask<2>(stated.keep_keys);
-  longview::performer_attention(inputs.template tensor<4>(problem.query), inputs.template tensor<4>(problem.key),
-                                inputs.template tensor<4>(problem.value), out.view(), options);
-  return {{"out", out.copy()}};
+  const auto query = inputs.template tensor<4>(problem.query), key = inputs.template tensor<4>(problem.key),
+             value = inputs.template tensor<4>(problem.value);
+  longview::performer_attention(query, key, value, out.view(), options);
+  Answer<T> answer{{"out", out.copy()}};
+  GradientAnswer<T> d(of, layout);
+  longview::performer_attention_backward(query, key, value, out.view(),
+                                         {.out = d.out(inputs),
+                                          .query = d.template tensor<4>("d_query"),
+                                          .key = d.template tensor<4>("d_key"),
+                                          .value = d.template tensor<4>("d_value")},
+                                         options);
+  d.add_to(answer);
+  return answer;
 }
 
 template <typename T>
@@ -237,12 +298,11 @@ Answer<T> answer_features(const Case& of, Layout layout) {
 
 // ---- relative_attention, sinusoidal_positions
 
-/// [compressed, memory, current]
-template <typename T>
-longview::KeyValueView<T> three_pieces(const RelativeProblem<double>& problem, Inputs<T>& inputs) {
-  const auto key = inputs.template tensor<4>(problem.key), value = inputs.template tensor<4>(problem.value);
+/// [compressed, memory, current] of keys and values, or of their gradients.
+template <typename Pieces, typename Piece, typename View>
+Pieces three_pieces(const RelativeProblem<double>& problem, const View& key, const View& value) {
   const auto rows = [&](Index first, Index count) {
-    return longview::KeyValue<T>{.key = key.slice(2, first, count), .value = value.slice(2, first, count)};
+    return Piece{.key = key.slice(2, first, count), .value = value.slice(2, first, count)};
   };
   const Index current = problem.compressed_length + problem.memory_length;
   return {rows(0, problem.compressed_length), rows(problem.compressed_length, problem.memory_length),
@@ -261,12 +321,34 @@ Answer<T> answer_relative(const Case& of, Layout layout) {
                                              .position_bias = inputs.template tensor<2>(problem.position_bias),
                                              .before = problem.before,
                                              .scores = {.scale = problem.scale}};
-  if (of.has_option("compressed_length"))
-    longview::relative_attention(query, three_pieces(problem, inputs), written.output(), options);
+  const auto key = inputs.template tensor<4>(problem.key), value = inputs.template tensor<4>(problem.value);
+  const bool in_pieces = of.has_option("compressed_length");
+  const auto pieces = three_pieces<longview::KeyValueView<T>, longview::KeyValue<T>>(problem, key, value);
+  if (in_pieces)
+    longview::relative_attention(query, pieces, written.output(), options);
   else
-    longview::relative_attention(query, inputs.template tensor<4>(problem.key),
-                                 inputs.template tensor<4>(problem.value), written.output(), options);
-  return written.answer();
+    longview::relative_attention(query, key, value, written.output(), options);
+  Answer<T> answer = written.answer();
+  GradientAnswer<T> d(of, layout);
+  if (!d.wanted()) return answer;
+  longview::RelativeGradients<T> gradients{.out = d.out(inputs),
+                                           .lse = d.lse(inputs),
+                                           .query = d.template tensor<4>("d_query"),
+                                           .position = d.template tensor<3>("d_position"),
+                                           .content_bias = d.template tensor<2>("d_content_bias"),
+                                           .position_bias = d.template tensor<2>("d_position_bias"),
+                                           .scores = d.scores()};
+  const auto d_key = d.template tensor<4>("d_key"), d_value = d.template tensor<4>("d_value");
+  if (in_pieces) {
+    gradients.segments =
+        three_pieces<longview::SegmentGradients<T>, longview::KeyValueGradient<T>>(problem, d_key, d_value);
+    longview::relative_attention_backward(query, pieces, written.output(), gradients, options);
+  } else {
+    gradients.key = d_key, gradients.value = d_value;
+    longview::relative_attention_backward(query, key, value, written.output(), gradients, options);
+  }
+  d.add_to(answer);
+  return answer;
 }
 
 template <typename T>
@@ -293,11 +375,24 @@ Tensor<T> linear_heads(const longview::TensorView<const T, 4>& rows, const Tenso
   return output;
 }
 
+/// dX += dY W of the same.
+template <typename T>
+void linear_heads_backward(const Tensor<T>& d_out, const Tensor<double>& weight, Tensor<T>& d_rows) {
+  const Index dim = d_out.extent(3);
+  for (Index b = 0; b < d_out.extent(0); ++b)
+    for (Index h = 0; h < d_out.extent(1); ++h)
+      for (Index i = 0; i < d_out.extent(2); ++i)
+        for (Index c = 0; c < dim; ++c)
+          for (Index in = 0; in < weight.extent(1); ++in)
+            d_rows(b, 0, i, in) += static_cast<T>(weight(h * dim + c, in)) * d_out(b, h, i, c);
+}
+
 template <typename T>
 class LibraryStream {
  public:
-  LibraryStream(const StreamProblem<double>& problem, Layout layout)
-      : problem_(problem),
+  LibraryStream(const Case& of, const StreamProblem<double>& problem, Layout layout)
+      : of_(of),
+        problem_(problem),
         layout_(layout),
         memory_({problem.pushes.front().extent(0), 1, problem.pushes.front().extent(3)},
                 {.memory = problem.lengths.memory, .compressed = problem.lengths.compressed}) {}
@@ -346,37 +441,42 @@ class LibraryStream {
 
   void remember(const Rows& segment, const std::string& suffix, Inputs<T>& inputs, Answer<T>& answer) {
     const Tensor<T> before = copy_of(memory_.memory());
-    const auto pushed = memory_.push(segment, library_projection(problem_.compression, inputs));
+    const longview::Projection<T> compression = library_projection(problem_.compression, inputs);
+    const auto pushed = memory_.push(segment, compression);
     if (pushed.evicted.extent(2) == 0) return;
+    const auto fresh = key_value(pushed.compressed, inputs);
+    Written<T, 4> d_key(fresh.key.shape(), layout_), d_value(fresh.value.shape(), layout_);
     Tensor<T>& loss = answer["reconstruction_loss" + suffix] = Tensor<T>({1});
     loss(0) = static_cast<T>(longview::attention_reconstruction_loss(
         projected(segment, problem_.query_weight, inputs), {.old = key_value(inputs.template tensor<4>(before), inputs),
-                                                            .fresh = key_value(pushed.compressed, inputs),
-                                                            .scale = problem_.scale}));
+                                                            .fresh = fresh,
+                                                            .scale = problem_.scale,
+                                                            .d_fresh = {d_key.view(), d_value.view()}}));
+    if (!of_.has("d_compression_weight" + suffix)) return;
+    Tensor<T> d_rows(std::vector<Index>(pushed.compressed.shape().begin(), pushed.compressed.shape().end()));
+    linear_heads_backward(d_key.copy(), problem_.key_weight, d_rows);
+    linear_heads_backward(d_value.copy(), problem_.value_weight, d_rows);
+    GradientAnswer<T> d(of_, layout_);
+    longview::project_backward(pushed.evicted,
+                               {.out = inputs.template tensor<4>(d_rows),
+                                .convolution = d.template tensor<3>("d_compression_weight" + suffix),
+                                .channel_bias = d.template tensor<2>("d_compression_bias" + suffix)},
+                               compression);
+    d.add_to(answer);
   }
 
+  const Case& of_;
   const StreamProblem<double>& problem_;
   Layout layout_;
   longview::CompressiveMemory<T> memory_;
 };
 
-/// A learned compression has gradients at the steps with a loss, named by their step.
-template <typename T>
-void know_stream_gradients(const Case& of, const Answer<T>& answer) {
-  const std::string loss = "reconstruction_loss";
-  for (const auto& [output, value] : answer)
-    for (const std::string gradient : {"d_compression_weight", "d_compression_bias"})
-      if (output.starts_with(loss) && of.has(gradient + output.substr(loss.size())))
-        of.shape(gradient + output.substr(loss.size()));
-}
-
 template <typename T>
 Answer<T> answer_stream(const Case& of, Layout layout) {
   const auto problem = stream_problem<double>(of);
-  LibraryStream<T> stream(problem, layout);
+  LibraryStream<T> stream(of, problem, layout);
   Answer<T> answer;
   for (Index step = 0; step < static_cast<Index>(problem.pushes.size()); ++step) stream.step(step, answer);
-  know_stream_gradients(of, answer);
   return answer;
 }
 

@@ -43,11 +43,12 @@ class Summary {
     for (const auto* parts : {&operators_, &sets_})
       for (const auto& [name, part] : *parts)
         if (part.compared > 0)
-          std::cout << "golden: " << name << ": " << part.compared << " forward comparisons, worst error " << part.worst
-                    << " of what is allowed (" << part.worst_of << ")\n";
+          std::cout << "golden: " << name << ": " << part.compared << " forward comparisons, " << part.gradients
+                    << " gradient comparisons, worst error " << part.worst << " of what is allowed (" << part.worst_of
+                    << ")\n";
     std::cout << "golden: " << files_.size() << " files, " << all_.compared << " forward comparisons, "
-              << all_.gradients << " gradients not compared yet, " << all_.unbounded
-              << " elements without a finite bound, " << skipped_.size() << " files skipped as quirks\n";
+              << all_.gradients << " gradient comparisons, " << all_.unbounded << " elements without a finite bound, "
+              << skipped_.size() << " files skipped as quirks\n";
   }
 
  private:
@@ -213,7 +214,7 @@ TEST(GoldenSchema, UnknownTensor) {
     expect_error(
         stem, [](Json& header) { add_tensor(header, "outputs", "mystery", "F64"); }, "unknown output mystery");
     expect_error(
-        stem, [](Json& header) { add_tensor(header, "outputs", "d_mystery", "F64"); }, "unknown: d_mystery");
+        stem, [](Json& header) { add_tensor(header, "outputs", "d_mystery", "F64"); }, "unknown output d_mystery");
   }
 }
 
@@ -271,6 +272,22 @@ TEST(GoldenSchema, OtherNumbersDiffer) {
   for (const std::string& stem : one_of_each)
     if (stem.find("attention") != std::string::npos && !stem.starts_with("performer"))
       expect_error(stem, double_scale, "elements differ");
+}
+
+/// Two gradients of one shape under each other's names.
+TEST(GoldenSchema, OtherGradientsDiffer) {
+  const std::map<std::string, std::pair<std::string, std::string>> swapped{
+      {"full_attention__key-lengths-causal", {"d_key", "d_value"}},
+      {"full_attention__window-3-2", {"d_query", "d_key"}},
+      {"longformer_attention__padding-left", {"d_key", "d_key_global"}},
+      {"linformer_attention__padding", {"d_key_projection", "d_value_projection"}},
+      {"linformer_attention__convolution", {"d_key_conv_bias", "d_value_conv_bias"}},
+      {"performer_attention__google-softmax", {"d_query", "d_key"}},
+      {"relative_attention__memory", {"d_content_bias", "d_position_bias"}},
+      {"compressive_memory__positions", {"d_compression_weight_2", "d_compression_weight_3"}}};
+  for (const auto& [stem, names] : swapped)
+    expect_error(
+        stem, [&](Json& header) { std::swap(header.at(names.first), header.at(names.second)); }, names.first + ": ");
 }
 
 TEST(GoldenSchema, QuirksAreNamedAndNotRun) {

@@ -814,7 +814,7 @@ TYPED_TEST_P(GradientLaws, R02_R03_WorkspaceIsExact) {
       ASSERT_TRUE(dry.ok()) << dry.error();
       EXPECT_TRUE(same_gradients(untouched, rehearsed)) << "a rehearsal writes nothing";
       const std::size_t needed = dry.workspace_bytes();
-      for (const std::size_t offset : {0, 1, 5, 63}) {
+      for (const std::size_t offset : {std::size_t{0}, std::size_t{1}, std::size_t{5}, std::size_t{63}}) {
         using Side = Guarded<std::byte>::Side;
         const Guarded<std::byte> high(static_cast<Index>(needed + offset), Side::before_page),
             low(static_cast<Index>(needed + offset), Side::after_page);

@@ -676,6 +676,21 @@ TEST(LinformerBackward, T01T02EveryExecutorGivesTheSameBits) {
   });
 }
 
+TEST(LinformerBackward, T01AnyNumberOfWorkers) {
+  for (const bool shared : {true, false}) {
+    const Problem<float> problem({2, 4, 2, 9, 20, 5, 5, 6, shared, false, true}, Kind::matrix);
+    const Arriving<float> arriving(problem);
+    const auto expected = Backward<float>(problem, arriving)();
+    for (const Index workers : {Index{1} << 31, Index{1} << 60, std::numeric_limits<Index>::max()}) {
+      const longview::Parallel executor{workers, [](Index count, longview::TaskBody body) {
+                                          while (count-- > 0) body(count);
+                                        }};
+      EXPECT_EQ(Call<float>(problem)(executor), Call<float>(problem)());
+      EXPECT_TRUE(same_bits(Backward<float>(problem, arriving)(executor), expected));
+    }
+  }
+}
+
 TEST(LinformerBackward, P03P04M29PaddedRowsGetZerosAndGiveNothing) {
   on_every_set([] {
     for (const Kind kind : all_kinds)

@@ -2,133 +2,11 @@
 // Kernelised attention against its definition, and the promises of the contract, under every instruction set.
 #include "longview/performer_attention.hpp"
 
-#include <gtest/gtest.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
-#include <random>
-#include <thread>
-
-#include "kernels/kernels.hpp"
-#include "reference/performer.hpp"
+#include "performer_case.hpp"
 
 namespace {
 
-using namespace longview;
-
-constexpr double nan = std::numeric_limits<double>::quiet_NaN();
-
-std::vector<InstructionSet> instruction_sets() {
-  std::vector<InstructionSet> sets;
-  for (const auto set : {InstructionSet::portable, InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512})
-    if (available(set)) sets.push_back(set);
-  return sets;
-}
-
-/// One call, without data.
-struct Case {
-  FeatureMap features = FeatureMap::positive;
-  Stabiliser stabiliser = Stabiliser::prefix;
-  bool causal = false, normalize = true, projected = true, padded = false;
-  double guard = 0, key_sum_epsilon = 0;
-  std::optional<double> epsilon{};
-  Index batch = 2, heads = 2, key_heads = 1, queries = 53, keys = 53, head_dim = 8, value_dim = 5, rows = 17;
-  double size = 0.5, shift = 0;
-};
-std::ostream& operator<<(std::ostream& out, const Case& of) {
-  return out << "map " << static_cast<int>(of.features) << " stabiliser " << static_cast<int>(of.stabiliser) << " causal "
-             << of.causal << " normalize " << of.normalize << " projected " << of.projected << " padded " << of.padded
-             << " guard " << of.guard << " epsilon " << of.epsilon.value_or(-1) << " shape " << of.queries << "x" << of.keys
-             << "x" << of.head_dim << "x" << of.value_dim << "x" << of.rows;
-}
-
-/// Inputs that float holds exactly, in both precisions.
-template <typename T>
-struct Data {
-  explicit Data(const Case& of, unsigned seed = 7) : c(of), generator(seed) {
-    query = draw({c.batch, c.heads, c.queries, c.head_dim}, c.size);
-    key = draw({c.batch, c.key_heads, c.keys, c.head_dim}, c.size);
-    value = draw({c.batch, c.key_heads, c.keys, c.value_dim}, 1);
-    projection = draw({c.rows, c.head_dim}, 1);
-    keep = reference::Tensor<std::uint8_t>({c.batch, c.keys}, 1);
-    for (Index b = 0; c.padded && b < c.batch; ++b) {
-      lengths.push_back(std::max<Index>(0, c.keys - 3 - b));
-      for (Index j = 0; j < c.keys; j += 5) keep(b, j) = 0;
-    }
-    q = rounded(query), k = rounded(key), v = rounded(value), w = rounded(projection);
-    out.assign(static_cast<std::size_t>(c.batch * c.heads * c.queries * c.value_dim), static_cast<T>(nan));
-  }
-  reference::Tensor<double> draw(const std::vector<Index>& shape, double size) {
-    reference::Tensor<double> tensor(shape);
-    std::normal_distribution<double> normal;
-    for (double& x : tensor.elements()) x = static_cast<double>(static_cast<float>(size * normal(generator)));
-    return tensor;
-  }
-  static std::vector<T> rounded(const reference::Tensor<double>& tensor) {
-    return std::vector<T>(tensor.elements().begin(), tensor.elements().end());
-  }
-
-  TensorView<T, 4> query_view() { return {q.data(), {c.batch, c.heads, c.queries, c.head_dim}}; }
-  TensorView<T, 4> key_view() { return {k.data(), {c.batch, c.key_heads, c.keys, c.head_dim}}; }
-  TensorView<T, 4> value_view() { return {v.data(), {c.batch, c.key_heads, c.keys, c.value_dim}}; }
-  TensorView<T, 4> out_view() { return {out.data(), {c.batch, c.heads, c.queries, c.value_dim}}; }
-  PerformerOptions<T> options() const {
-    PerformerOptions<T> result{.features = c.features, .epsilon = c.epsilon, .stabiliser = c.stabiliser,
-                               .fixed_shift = c.shift, .causal = c.causal, .normalize = c.normalize,
-                               .denominator_guard = c.guard, .key_sum_epsilon = c.key_sum_epsilon};
-    if (c.projected) result.projection = {w.data(), {c.rows, c.head_dim}};
-    if (c.padded) {
-      result.key_lengths = lengths;
-      result.keep_keys = {keep.elements().data(), {c.batch, c.keys}};
-    }
-    return result;
-  }
-  reference::PerformerOptions<double> definition() const {
-    reference::PerformerOptions<double> result;
-    result.features = static_cast<reference::FeatureMap>(c.features);
-    result.stabiliser = static_cast<reference::Stabiliser>(c.stabiliser);
-    if (c.projected) result.projection = projection;
-    if (c.epsilon) result.epsilon = static_cast<double>(static_cast<T>(*c.epsilon));
-    result.fixed_shift = c.shift, result.causal = c.causal, result.normalize = c.normalize;
-    result.denominator_guard = static_cast<double>(static_cast<T>(c.guard));
-    result.key_sum_epsilon = static_cast<double>(static_cast<T>(c.key_sum_epsilon));
-    if (c.padded) result.key_lengths = lengths, result.keep_keys = keep;
-    return result;
-  }
-  static reference::Precision precision() {
-    return sizeof(T) == 4 ? reference::float_kernel() : reference::double_kernel();
-  }
-  const std::vector<T>& run(Run how = {}) {
-    std::fill(out.begin(), out.end(), static_cast<T>(nan));
-    performer_attention(query_view(), key_view(), value_view(), out_view(), options(), how);
-    return out;
-  }
-
-  Case c;
-  std::mt19937 generator;
-  reference::Tensor<double> query, key, value, projection;
-  reference::Tensor<std::uint8_t> keep;
-  std::vector<Index> lengths;
-  std::vector<T> q, k, v, w, out;
-};
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-
-/// The double oracle is itself evaluated in double: a few roundoffs of its own are allowed for.
-template <typename T>
-void expect_within(const std::vector<T>& got, const reference::Bounded<double>& expected, const std::string& what) {
-  const double own = sizeof(T) == 8 ? 64 * 0x1p-53 : 0;
-  for (std::size_t at = 0; at < got.size(); ++at) {
-    const double wanted = expected.value.elements()[at], bound = expected.radius.elements()[at] + own * std::abs(wanted);
-    ASSERT_LE(std::abs(static_cast<double>(got[at]) - wanted), bound)
-        << what << " at " << at << ": " << got[at] << ", expected " << wanted;
-  }
-}
+using namespace performer;
 
 class Performer : public testing::TestWithParam<InstructionSet> {
  protected:
@@ -137,32 +15,6 @@ class Performer : public testing::TestWithParam<InstructionSet> {
 };
 INSTANTIATE_TEST_SUITE_P(Sets, Performer, testing::ValuesIn(instruction_sets()),
                          [](const auto& test) { return std::string(name_of(test.param)); });
-
-std::vector<Case> definition_cases() {
-  std::vector<Case> cases;
-  for (int map = 0; map < 6; ++map)
-    for (int stabiliser = 0; stabiliser < 3; ++stabiliser)
-      for (int flags = 0; flags < 8; ++flags)
-        for (int variant = 0; variant < 3; ++variant) {
-          Case c{.features = static_cast<FeatureMap>(map), .stabiliser = static_cast<Stabiliser>(stabiliser)};
-          const bool exponential = map < 3, softmax = c.features == FeatureMap::softmax;
-          if ((softmax && stabiliser != 1) || (!exponential && !softmax && stabiliser != 0)) continue;
-          c.causal = (flags & 1) != 0, c.normalize = (flags & 2) == 0, c.projected = (flags & 4) == 0;
-          if (c.stabiliser == Stabiliser::fixed) c.shift = 0.5;
-          if (variant == 1) {
-            c.guard = 1e-6, c.key_sum_epsilon = c.causal ? 1e-6 : 0;
-            const bool refused = c.features == FeatureMap::trigonometric || softmax ||
-                                 (exponential && c.causal && c.stabiliser == Stabiliser::prefix);
-            if (!refused) c.epsilon = 1e-4;
-            c.queries = c.keys = 20, c.head_dim = 16, c.value_dim = 16, c.rows = 40, c.size = 1;
-          } else if (variant == 2) {
-            c.queries = c.keys = 101, c.head_dim = 3, c.value_dim = 33, c.rows = 130, c.padded = true, c.batch = 1;
-          }
-          if (!c.causal) c.keys += 30;
-          cases.push_back(c);
-        }
-  return cases;
-}
 
 template <typename T>
 void check_definition(const Case& c) {
@@ -208,7 +60,7 @@ TEST_P(Performer, FeaturesMatchTheDefinition) {
       const auto expected = reference::performer_features<double>(
           data.key, static_cast<reference::FeatureSide>(side), data.definition(), Data<float>::precision());
       const Index count = feature_count(c.features, c.projected ? c.rows : c.head_dim);
-      std::vector<float> out(static_cast<std::size_t>(c.batch * c.key_heads * c.keys * count), static_cast<float>(nan));
+      std::vector<float> out(static_cast<std::size_t>(c.batch * c.key_heads * c.keys * count), static_cast<float>(not_a_number));
       performer_features(data.key_view(), side, TensorView(out.data(), {c.batch, c.key_heads, c.keys, count}),
                          data.options());
       expect_within(out, expected, testing::PrintToString(c) + (side == FeatureSide::query ? " query" : " key"));
@@ -219,25 +71,12 @@ TEST_P(Performer, FeaturesMatchTheDefinition) {
 
 // ---- Exactness.
 
-/// Cases in which streams, layouts and executors must agree to the bit.
-std::vector<Case> bitwise_cases(bool causal) {
-  std::vector<Case> cases;
-  for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric, FeatureMap::relu,
-                               FeatureMap::elu_plus_one, FeatureMap::softmax})
-    for (const bool padded : {false, true})
-      cases.push_back({.features = map,
-                       .stabiliser = map == FeatureMap::softmax ? Stabiliser::fixed : Stabiliser::prefix,
-                       .causal = causal, .padded = padded, .heads = 4, .key_heads = 2, .queries = 151, .keys = 151,
-                       .value_dim = 9, .rows = 100, .size = padded ? 2.0 : 0.5});
-  return cases;
-}
-
 template <typename T>
 std::vector<T> streamed(Data<T>& data, const std::vector<Index>& steps, bool fork) {
   const Case& c = data.c;
   const Index features = feature_count(c.features, c.rows);
   PerformerState<T> state({c.batch, c.key_heads, features, c.value_dim});
-  std::fill(data.out.begin(), data.out.end(), static_cast<T>(nan));
+  std::fill(data.out.begin(), data.out.end(), static_cast<T>(not_a_number));
   Index first = 0;
   std::vector<Index> lengths(static_cast<std::size_t>(c.batch));
   for (std::size_t at = 0; first < c.queries; ++at) {
@@ -305,23 +144,9 @@ template <typename T>
 void expect_same_through_executors(const Case& c) {
   Data<T> data(c);
   const std::vector<T> expected = data.run();
-  for (const Index threads : {2, 3, 4, 5, 8, 16, 64}) {
-    const auto reversed = [](Index count, TaskBody body) {
-      for (Index task = count; task-- > 0;) body(task);
-    };
-    const auto twice = [](Index count, TaskBody body) {
-      for (Index turn = 0; turn < 2; ++turn)
-        for (Index task = 0; task < count; ++task) body(task);
-    };
-    const auto parallel = [](Index count, TaskBody body) {
-      std::vector<std::thread> workers;
-      for (Index task = 0; task < count; ++task) workers.emplace_back([body, task] { body(task); });
-      for (std::thread& worker : workers) worker.join();
-    };
-    EXPECT_TRUE(same_bits(data.run(Parallel{threads, reversed}), expected)) << c << " threads " << threads;
-    EXPECT_TRUE(same_bits(data.run(Parallel{threads, twice}), expected)) << c << " threads " << threads;
-    EXPECT_TRUE(same_bits(data.run(Parallel{threads, parallel}), expected)) << c << " threads " << threads;
-  }
+  through_executors({2, 3, 4, 5, 8, 16, 64}, [&](Run how, Index threads) {
+    EXPECT_TRUE(same_bits(data.run(how), expected)) << c << " threads " << threads;
+  });
 }
 
 TEST_P(Performer, T01_T02_AnyExecutorGivesTheSameBits) {
@@ -344,7 +169,7 @@ TEST_P(Performer, L01_L02_L03_AnyLayoutGivesTheSameBits) {
       // (batch, length, heads, dim) with an inner step of 3, length backwards, one element off any alignment.
       const auto spread = [&](TensorView<float, 4> from, std::vector<float>& storage) {
         const Index b = from.extent(0), h = from.extent(1), n = from.extent(2), d = from.extent(3);
-        storage.assign(static_cast<std::size_t>(b * h * n * d * 3 + 1), static_cast<float>(nan));
+        storage.assign(static_cast<std::size_t>(b * h * n * d * 3 + 1), static_cast<float>(not_a_number));
         TensorView<float, 4> to(storage.data() + 1, {b, h, n, d}, {n * h * d * 3, d * 3, h * d * 3, 3});
         to = to.slice(2, n - 1, n, -1);
         for (Index i = 0; i < b; ++i)
@@ -406,8 +231,8 @@ TEST_P(Performer, M29_M30_PaddingAndWorkspaceAreNeverRead) {
           for (Index j = 0; j < c.keys; ++j) {
             if (j < data.lengths[static_cast<std::size_t>(b)] && data.keep(b, j) != 0) continue;
             for (Index h = 0; h < c.key_heads; ++h) {
-              for (Index e = 0; e < c.head_dim; ++e) data.key_view()(b, h, j, e) = static_cast<float>(nan);
-              for (Index e = 0; e < c.value_dim; ++e) data.value_view()(b, h, j, e) = static_cast<float>(nan);
+              for (Index e = 0; e < c.head_dim; ++e) data.key_view()(b, h, j, e) = static_cast<float>(not_a_number);
+              for (Index e = 0; e < c.value_dim; ++e) data.value_view()(b, h, j, e) = static_cast<float>(not_a_number);
             }
           }
         for (const Index threads : {1, 7}) {
@@ -442,7 +267,7 @@ TEST_P(Performer, NonFiniteValuesStayInTheirRowsAndColumns) {
   Case c{.causal = true, .batch = 1, .heads = 1, .queries = 100, .keys = 100};
   Data<float> data(c);
   const std::vector<float> before = data.run();
-  data.value_view()(0, 0, 60, 2) = static_cast<float>(nan);
+  data.value_view()(0, 0, 60, 2) = static_cast<float>(not_a_number);
   data.run();
   for (Index i = 0; i < 100; ++i)
     for (Index e = 0; e < c.value_dim; ++e) {
@@ -534,18 +359,6 @@ TEST_P(Performer, S01_S02_S03_S05_EmptyExtents) {
   for (const float x : none.run()) EXPECT_EQ(x, 0);
 }
 
-template <typename F>
-std::string error_of(const F& call) {
-  try {
-    call();
-  } catch (const ContractError& error) {
-    return error.what();
-  } catch (const SizeError& error) {
-    return std::string("SizeError ") + error.what();
-  }
-  return "";
-}
-
 TEST(PerformerContract, R02_R03_WorkspaceIsExact) {
   for (const bool causal : {false, true})
     for (const Index threads : {1, 3, 16}) {
@@ -606,16 +419,16 @@ TEST(PerformerContract, ErrorTexts) {
           LONGVIEW_CHANGE { out = {out.data_handle(), out.shape(), {1000, 100, 0, 1}}; });
   refused("performer_attention: value: null data for 530 elements", plain,
           LONGVIEW_CHANGE { value = {nullptr, value.shape()}; });
-  refused("performer_attention: options.input_scale: must be finite", plain, LONGVIEW_CHANGE { options.input_scale = nan; });
+  refused("performer_attention: options.input_scale: must be finite", plain, LONGVIEW_CHANGE { options.input_scale = not_a_number; });
   refused("performer_attention: options.epsilon: must be >= 0 (got -1.000000)", plain,
           LONGVIEW_CHANGE { options.epsilon = -1; });
   refused("performer_attention: options.denominator_guard: must be >= 0 (got -1.000000)", plain,
           LONGVIEW_CHANGE { options.denominator_guard = -1; });
   refused("performer_attention: options.key_sum_epsilon: must be finite", causal,
-          LONGVIEW_CHANGE { options.key_sum_epsilon = nan; });
+          LONGVIEW_CHANGE { options.key_sum_epsilon = not_a_number; });
   refused("performer_attention: options.key_sum_epsilon: has no meaning without causal", plain,
           LONGVIEW_CHANGE { options.key_sum_epsilon = 1; });
-  refused("performer_attention: options.fixed_shift: must be finite", plain, LONGVIEW_CHANGE { options.fixed_shift = nan; });
+  refused("performer_attention: options.fixed_shift: must be finite", plain, LONGVIEW_CHANGE { options.fixed_shift = not_a_number; });
   refused("performer_attention: options.fixed_shift: has no meaning without Stabiliser::fixed", plain,
           LONGVIEW_CHANGE { options.fixed_shift = 1; });
   refused("performer_attention: options.fixed_shift: has no meaning for relu, elu_plus_one and softmax features",

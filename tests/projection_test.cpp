@@ -465,6 +465,22 @@ TEST(ProjectBackward, T01T02EveryExecutorGivesTheSameBits) {
   });
 }
 
+TEST(ProjectBackward, T01AnyNumberOfWorkers) {
+  for (const Kind kind : all_kinds) {
+    const Problem<float> problem({2, 2, 30, 7, 5, 6, false, true}, kind);
+    const auto d_out = arriving(problem);
+    const auto expected = Call<float>(problem)();
+    const auto gradients = Backward<float>(problem, d_out)();
+    for (const Index workers : {Index{1} << 31, Index{1} << 60, std::numeric_limits<Index>::max()}) {
+      const longview::Parallel executor{workers, [](Index count, longview::TaskBody body) {
+                                          while (count-- > 0) body(count);
+                                        }};
+      EXPECT_TRUE(inputs::same_bits(Call<float>(problem)(executor), expected));
+      EXPECT_TRUE(same_bits(Backward<float>(problem, d_out)(executor), gradients));
+    }
+  }
+}
+
 TEST(ProjectBackward, G02EverySubsetGivesTheSameBits) {
   on_every_set([] {
     for (const Kind kind : all_kinds) {

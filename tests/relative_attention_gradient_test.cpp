@@ -183,4 +183,19 @@ TYPED_TEST(RelativeGradients, G02_T01_GradientsOfPositions) {
   });
 }
 
+TYPED_TEST(RelativeGradients, D02_KeysInPieces) {
+  Random random(19);
+  const Shape<3> shape{1, 150, 9};
+  const auto table = random.values<TypeParam>(test::count_of(shape));
+  const longview::RelativeOptions<TypeParam> options{.position = {table.data(), shape}};
+  test::expect_the_same_gradients_in_pieces<TypeParam>(
+      {2, 4, 2, 60, 150, 9, 10}, 23,
+      [&](auto query, const auto& keys, const auto& out) { longview::relative_attention(query, keys, out, options); },
+      [&](auto query, const auto& keys, const auto& out, const auto& of) {
+        const longview::RelativeGradients<TypeParam> gradients{
+            .out = of.out, .lse = of.lse, .query = of.query, .segments = of.segments};
+        longview::relative_attention_backward(query, keys, test::Output<const TypeParam>(out), gradients, options);
+      });
+}
+
 }  // namespace

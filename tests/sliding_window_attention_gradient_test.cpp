@@ -106,4 +106,19 @@ TYPED_TEST(SlidingWindowGradients, M21_WindowsOfEveryKind) {
   }
 }
 
+TYPED_TEST(SlidingWindowGradients, D02_KeysInPieces) {
+  for (const Window& window : {Window{30, 0, 1}, Window{12, 5, 3}}) {
+    const longview::SlidingWindowOptions<TypeParam> options{.window = window};
+    test::expect_the_same_gradients_in_pieces<TypeParam>(
+        {2, 4, 2, 60, 150, 9, 10}, 22,
+        [&](auto query, const auto& keys, const auto& out) {
+          longview::sliding_window_attention(query, keys, out, options);
+        },
+        [&](auto query, const auto& keys, const auto& out, const auto& gradients) {
+          longview::sliding_window_attention_backward(query, keys, test::Output<const TypeParam>(out), gradients,
+                                                      options);
+        });
+  }
+}
+
 }  // namespace

@@ -149,6 +149,57 @@ Gradients<T> gradients(const Problem<T>& problem, const Arrived<T>& arrived, con
   return gradients_from<Operator>(problem, forward, arrived, scores, run);
 }
 
+// ---- Keys in pieces
+
+/// forward(query, keys, out) and backward(query, keys, out, gradients) of a KeyValueView: keys in up to four pieces,
+/// some of them empty, have the gradients of the whole, bit for bit. A piece whose gradient nobody wants changes
+/// nothing.
+template <typename T, typename Forward, typename Backward>
+void expect_the_same_gradients_in_pieces(const Sizes& sizes, std::uint64_t seed, Forward forward, Backward backward) {
+  Random random(seed);
+  const Problem<T> problem(sizes, random);
+  const Arrived<T> arrived(sizes, random, true);
+  under_all_sets([&] {
+    Answer<T> out(sizes);
+    const KeyValueView<T> all{problem.key_view(), problem.value_view()};
+    forward(problem.query_view(), all, out.output(sizes));
+    Gradients<T> expected(sizes, {});
+    AttentionGradients<T> whole = expected.views(arrived);
+    whole.segments = {{whole.key, whole.value}}, whole.key = {}, whole.value = {};
+    backward(problem.query_view(), all, out.output(sizes), whole);
+    for (int round = 0; round < 6; ++round) {
+      std::vector<Index> cuts{0, random.integer(0, sizes.keys), random.integer(0, sizes.keys), sizes.keys};
+      if (round == 0) cuts[1] = cuts[2] = 64;
+      std::sort(cuts.begin(), cuts.end());
+      const auto rows = [&](const auto& view, std::size_t piece) {
+        return view.slice(2, cuts[piece], cuts[piece + 1] - cuts[piece]);
+      };
+      const auto keys = [&](std::size_t piece) {
+        return longview::KeyValue<T>{rows(problem.key_view(), piece), rows(problem.value_view(), piece)};
+      };
+      Gradients<T> got(sizes, {});
+      const auto d_keys = [&](std::size_t piece) {
+        return longview::KeyValueGradient<T>{rows(got.key_view(), piece), rows(got.value_view(), piece)};
+      };
+      AttentionGradients<T> pieces = got.views(arrived);
+      pieces.key = {}, pieces.value = {}, pieces.segments = {d_keys(0), d_keys(1), d_keys(2)};
+      const KeyValueView<T> three{keys(0), keys(1), keys(2)};
+      backward(problem.query_view(), three, out.output(sizes), pieces);
+      EXPECT_TRUE(same_gradients(expected, got)) << "cuts " << text_of(cuts);
+
+      Gradients<T> some(sizes, {}), last = some;
+      pieces = some.views(arrived);
+      const longview::KeyValueGradient<T> wanted{rows(some.key_view(), 2), rows(some.value_view(), 2)};
+      pieces.key = {}, pieces.value = {}, pieces.segments = {{}, {}, wanted};
+      backward(problem.query_view(), three, out.output(sizes), pieces);
+      last.query = expected.query;
+      assign(rows(last.key_view(), 2), copy_of(rows(expected.key_view(), 2)));
+      assign(rows(last.value_view(), 2), copy_of(rows(expected.value_view(), 2)));
+      EXPECT_TRUE(same_gradients(last, some)) << "the last piece alone, cuts " << text_of(cuts);
+    }
+  });
+}
+
 // ---- The reference
 
 template <typename T>

@@ -6,7 +6,7 @@
 #include <new>
 
 #include "longview/eigen.hpp"
-#include "test_operators.hpp"
+#include "test_gradients.hpp"
 
 namespace {
 
@@ -273,6 +273,63 @@ TYPED_TEST(EigenViews, L14_MatricesMapsRefsAndBlocks) {
       TypeParam::IsRowMajor ? Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>(100, 2)
                             : Eigen::Stride<Eigen::Dynamic, Eigen::Dynamic>(200, 2));
   run(query, key, value, strided);
+}
+
+// ---- Backward calls
+
+template <typename Operator>
+class BackwardWorkspace : public Workspace<Operator> {};
+using OperatorsOfKeys = ::testing::Types<test::FullAttention<float>, test::SlidingWindowAttention<float>,
+                                         test::LongformerAttention<float>, test::RelativeAttention<float>>;
+TYPED_TEST_SUITE(BackwardWorkspace, OperatorsOfKeys, test::TypeName);
+
+TYPED_TEST(BackwardWorkspace, R01_R02_AsForwardCalls) {
+  const test::Arrived<float> arrived(this->sizes, this->random_, true);
+  const Sequential sequential;
+  const test::Reversed four{4};
+  test::under_all_sets([&] {
+    for (const auto& scores : this->all_scores()) {
+      Answer<float> forward(this->sizes);
+      this->call(forward, scores, {});
+      const test::Gradients<float> untouched(this->sizes, scores);
+      test::Gradients<float> expected = untouched, got = untouched;
+      const auto call = [&](test::Gradients<float>& into, longview::Run run) {
+        test::run_backward(TypeParam(), this->problem.query_view(), this->problem.key_view(), this->problem.value_view(),
+                           forward.output(this->sizes), into.views(arrived), scores, run);
+      };
+      call(expected, {});
+      bool failed = true;
+      for (std::size_t number = 0; failed; ++number) {
+        ASSERT_LT(number, 50U);
+        const std::size_t held = allocations - released;
+        allowed = number;
+        failed = false;
+        try {
+          call(got, {});
+        } catch (const std::bad_alloc&) {
+          failed = true;
+        }
+        allowed = static_cast<std::size_t>(-1);
+        EXPECT_EQ(allocations - released, held) << "a leak at allocation " << number;
+        EXPECT_TRUE(!failed || test::same_gradients(untouched, got)) << number;
+      }
+      EXPECT_TRUE(test::same_gradients(expected, got));
+      const std::size_t before = allocations;
+      call(got, {});
+      EXPECT_EQ(allocations - before, 1U) << "without a workspace";
+      const auto expect_none = [&](const auto& executor) {
+        DryRun dry;
+        call(got, longview::Run(executor, dry));
+        ASSERT_TRUE(dry.ok()) << dry.error();
+        std::vector<std::byte> bytes(dry.workspace_bytes());
+        const std::size_t start = allocations;
+        call(got, longview::Run(executor, bytes));
+        EXPECT_EQ(allocations - start, 0U);
+        EXPECT_TRUE(test::same_gradients(expected, got));
+      };
+      expect_none(sequential), expect_none(four);
+    }
+  });
 }
 
 }  // namespace

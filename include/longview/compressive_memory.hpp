@@ -166,14 +166,11 @@ struct AttentionReconstructionLoss {
   static double forward(const TensorView<const T, 4>& query, const ReconstructionLoss<T>& of, Run run) {
     detail::Contract contract("attention_reconstruction_loss", run);
     const Shape<4> shape{query.extent(0), query.extent(1), query.extent(2), of.old.value.extent(3)};
-    check(contract, query, of);
-    Index elements = 1;
-    for (const Index extent : shape)
-      if (contract.ok() && !detail::multiply(elements, extent, elements))
-        contract.fail("query", "element count overflows", true);
+    check(contract, query, of, shape);
     if (!contract.accepted()) return 0;
 
-    const Index workers = run.concurrency(), rows = shape[0] * shape[1] * shape[2];
+    const Index workers = run.concurrency(), elements = detail::elements_of(shape),
+                rows = shape[0] * shape[1] * shape[2];
     const bool differentiates = of.d_fresh.key || of.d_fresh.value;
     const Scores<T> content{.scale = of.scale};
     const TensorView<T, 4> unplaced(nullptr, shape);
@@ -190,12 +187,9 @@ struct AttentionReconstructionLoss {
 
     auto shared = detail::ByteCount().add(elements, sizeof(T)).add(elements, sizeof(T));
     if (differentiates) shared.add(rows, sizeof(T)), gradient_work.add_shared(shared);
-    const Index forward_tasks = target_work.tasks() + result_work.tasks(),
-                tasks = forward_tasks < gradient_work.tasks() && differentiates ? gradient_work.tasks() : forward_tasks;
-    const detail::Scratch scratch(
-        contract, shared,
-        differentiates ? detail::largest({target_work.scratch(), gradient_work.scratch()}) : target_work.scratch(),
-        workers < tasks ? workers : tasks);
+    auto size = detail::WorkSize::of(target_work).beside(detail::WorkSize::of(result_work));
+    if (differentiates) size = size.then(detail::WorkSize::of(gradient_work));
+    const detail::Scratch scratch(contract, shared, size.scratch, size.workers(run));
     if (!scratch) return 0;
     detail::Carver carver(scratch.shared());
     target.out.out = TensorView<T, 4>(carver.take<T>(elements), shape);
@@ -226,7 +220,8 @@ struct AttentionReconstructionLoss {
     return {
         .query = query, .out = out, .keys = {keys.key, keys.value}, .scores = &scores, .positions = keys.key.extent(2)};
   }
-  static void check(detail::Contract& contract, const TensorView<const T, 4>& query, const ReconstructionLoss<T>& of) {
+  static void check(detail::Contract& contract, const TensorView<const T, 4>& query, const ReconstructionLoss<T>& of,
+                    const Shape<4>& out) {
     const Index value_dim = of.old.value.extent(3);
     contract.input("query", query);
     contract.at_least("query", "head_dim", query.extent(3), 1);
@@ -235,7 +230,11 @@ struct AttentionReconstructionLoss {
     contract.equal("of.fresh.key", "heads", of.fresh.key.extent(1), of.old.key.extent(1), "old");
     contract.gradient("of.d_fresh.key", of.d_fresh.key, of.fresh.key.shape());
     contract.gradient("of.d_fresh.value", of.d_fresh.value, of.fresh.value.shape());
-    if (of.scale && !detail::is_finite(*of.scale)) contract.fail("of.scale", "must be finite");
+    detail::check_scale<T>(contract, "of.scale", of.scale);
+    Index elements = 1;
+    for (const Index extent : out)
+      if (contract.ok() && !detail::multiply(elements, extent, elements))
+        contract.fail("query", "element count overflows", true);
   }
 };
 

@@ -120,15 +120,12 @@ void LinformerAttention<T>::forward(detail::BandCall<T> call, const LinformerOpt
   const auto shape = detail::shape_of(of.over_slots);
   const detail::BandPattern<T> pattern(of.over_slots);
   const detail::AttentionWork<T, detail::BandPattern<T>> attention(shape, pattern, 1, run.concurrency());
-  const detail::WorkSize keys = of.size_of(of.keys, run.concurrency()),
-                         values = of.size_of(of.values, run.concurrency());
-  const Index tasks = attention.tasks(), both = keys.tasks + values.tasks, most = both < tasks ? tasks : both;
-  const Index workers = run.concurrency() < most ? run.concurrency() : most;
+  const Index tasks = attention.tasks();
+  const auto size = of.project_size(run.concurrency()).then(detail::WorkSize::of(attention));
 
   detail::ByteCount shared;
   if (tasks > 0) of.add_slots(shared);
-  const detail::Scratch scratch(contract, shared, detail::largest({attention.scratch(), keys.scratch, values.scratch}),
-                                tasks == 0 ? 0 : workers);
+  const detail::Scratch scratch(contract, shared, size.scratch, tasks == 0 ? 0 : size.workers(run));
   if (!scratch || tasks == 0) return;
   detail::Carver carver(scratch.shared());
   of.place(carver);
@@ -165,15 +162,14 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
   const Index workers = run.concurrency();
   detail::BackwardWork<T, detail::BandPattern<T>> attention(shape, of.over_slots, wanted, pattern, 1, workers);
   detail::HeadSums<T> sums(of.over_slots, wanted, false);
-  const auto size_of = [&](const auto& work) { return detail::LinformerCall<T>::size_of(work, workers).scratch; };
+  const auto size = of.project_size(workers)
+                        .then(detail::WorkSize::of(attention))
+                        .then(detail::gradient_size(d_keys, d_values, workers));
 
   detail::ByteCount shared;
   of.add_slots(shared), of.add_gradients(shared);
   attention.add_shared(shared), sums.add_shared(shared);
-  const detail::Scratch scratch(
-      contract, shared,
-      detail::largest({attention.scratch(), size_of(of.keys), size_of(of.values), size_of(d_keys), size_of(d_values)}),
-      workers);
+  const detail::Scratch scratch(contract, shared, size.scratch, size.workers(run));
   if (!scratch) return;
   detail::Carver carver(scratch.shared());
   of.place(carver), of.place_gradients(carver);

@@ -42,4 +42,4 @@ class PerformerState {
   std::vector<Index> indices_;
 };
 
-}  // namespace longview
+}  // namespace longview::inline v0

@@ -21,15 +21,15 @@ struct FavorBackwardCall : FavorCall<T> {
     return is_published() && (this->shape.exact_scale || this->shape.key_sum_epsilon > 0);
   }
   bool keeps_projected() const {
-    return this->shape.epsilon > 0 ||
-           (differentiates_queries() && this->shape.map != kernel::FavorMap::trigonometric);
+    return this->shape.epsilon > 0 || (differentiates_queries() && this->shape.map != kernel::FavorMap::trigonometric);
   }
 };
 
 template <typename T>
 kernel::FavorMatrix<T> favor_matrix(const TensorView<T, 4>& view, Index item, Index head) {
   if (!view) return {};
-  return {view.data_handle() + item * view.stride(0) + head * view.stride(1), view.stride(1), view.stride(2), view.stride(3)};
+  return {view.data_handle() + item * view.stride(0) + head * view.stride(1), view.stride(1), view.stride(2),
+          view.stride(3)};
 }
 
 template <typename T>
@@ -45,13 +45,18 @@ void fill_with_zeros(const TensorView<T, 4>& view) {
 template <typename T>
 class FavorBackwardSlot {
  public:
-  static ByteCount size(const FavorBackwardCall<T>& call) {
+  /// `segments`: of a causal call that are worked on at once.
+  static ByteCount size(const FavorBackwardCall<T>& call, Index segments) {
     const Index row = kernel::favor_row(call.features()), values = kernel::favor_values(call.shape.value_dim);
     const Index notes = 3 + (call.differentiates_queries() ? 1 : 0), width = static_cast<Index>(sizeof(T));
     ByteCount bytes;
-    bytes.add(call.shape.causal ? 2 * values : 3 * values, row * width);
-    bytes.add(2 * row + call.blocks() + kernel::favor_chunk + 16 + call.group(), width);
-    bytes.add(kernel::favor_stream_indices + 1, sizeof(Index));
+    for (Index segment = 0; segment < segments; ++segment) {
+      bytes.add(kernel::favor_chunk + 16 + call.group(), width);
+      bytes.add(kernel::favor_stream_indices, sizeof(Index));
+    }
+    bytes.add(call.shape.causal ? 2 * segments * values : 3 * values, row * width);
+    bytes.add(2 * row + call.blocks(), width);
+    bytes.add(1, sizeof(Index));
     Index numbers = 0;
     if (!multiply(call.group(), notes * width, numbers)) numbers = -1, bytes.add(-1, 2);
     bytes.add(call.query.extent(2), numbers);
@@ -59,23 +64,31 @@ class FavorBackwardSlot {
     if (call.differentiates_keys()) bytes.add(call.key.extent(2), width);
     return bytes;
   }
-  static kernel::FavorBackwardTask<T> carve(std::byte* from, const FavorBackwardCall<T>& call, Index number) {
+  static kernel::FavorBackwardTask<T> carve(std::byte* from, const FavorBackwardCall<T>& call, Index number,
+                                            Index segments = 1, Index segment = 0) {
     const Index row = kernel::favor_row(call.features()), values = kernel::favor_values(call.shape.value_dim) * row;
     const Index item = number / call.key_heads(), key_head = number % call.key_heads();
     kernel::FavorBackwardTask<T> task;
     task.forward = call.task(item, key_head);
     Carver carver(from);
-    T* at = carver.take<T>(call.shape.causal ? 2 * values : 3 * values);
+    for (Index each = 0; each < segments; ++each) {
+      T* const shift = carver.take<T>(kernel::favor_chunk + 16 + call.group());
+      Index* const position = carver.take<Index>(kernel::favor_stream_indices);
+      if (each != segment) continue;
+      task.forward.stream.shift = shift, task.forward.longest = shift + kernel::favor_chunk + 16;
+      task.forward.stream.position = position;
+    }
+    task.segments = segments, task.segment = segment, task.segment_length = segment_length(call, segments);
+    T* at = carver.take<T>(call.shape.causal ? 2 * segments * values : 3 * values);
+    task.segment_sums = at;
+    if (call.shape.causal) at += 2 * segment * values;
     task.forward.sums.sums = task.forward.stream.sums = task.sums = at;
     task.forward.sums.carry = task.forward.stream.carry = task.carry = at + values;
     if (!call.shape.causal) task.sums = at + 2 * values;
-    at = carver.take<T>(2 * row + call.blocks() + kernel::favor_chunk + 16 + call.group());
+    at = carver.take<T>(2 * row + call.blocks());
     task.forward.sums.maxima = at, task.forward.sums.totals = at + row;
     task.forward.sums.shift = at + 2 * row;
-    task.forward.stream.shift = task.forward.sums.shift + call.blocks();
-    task.forward.longest = task.forward.stream.shift + kernel::favor_chunk + 16;
-    task.forward.stream.position = carver.take<Index>(kernel::favor_stream_indices + 1);
-    task.forward.sums.seen = task.forward.stream.position + kernel::favor_stream_indices;
+    task.forward.sums.seen = carver.take<Index>(1);
     const Index notes = call.group() * call.query.extent(2);
     at = carver.take<T>((3 + (call.differentiates_queries() ? 1 : 0)) * notes);
     task.notes.offset = at, task.notes.factor = at + notes, task.notes.dot = at + 2 * notes;
@@ -87,6 +100,10 @@ class FavorBackwardSlot {
     task.differentiates_queries = call.differentiates_queries(), task.differentiates_keys = call.differentiates_keys();
     task.keeps_projected = call.keeps_projected();
     return task;
+  }
+  static Index segment_length(const FavorBackwardCall<T>& call, Index segments) {
+    const Index chunks = (call.query.extent(2) + kernel::favor_chunk - 1) / kernel::favor_chunk;
+    return (chunks + segments - 1) / segments * kernel::favor_chunk;
   }
   /// Some heads of the group; notes begin with the first of these.
   static void set_heads(kernel::FavorBackwardTask<T>& task, const FavorBackwardCall<T>& call, Index item, Index head,
@@ -103,19 +120,30 @@ class FavorBackwardSlot {
   }
 };
 
-/// A worker takes a (batch, key head). Where there are fewer of these than workers and the call is not causal, the steps are
-/// dealt out one after the other: sums by blocks of features, rows of gradients by stretches of positions.
+/// A worker takes a (batch, key head). Where there are fewer of these than workers, the steps are dealt out one after
+/// the other: sums by blocks of features, rows of gradients by stretches of positions, causal by segments, each of
+/// which begins with the sums that a sweep over all would have there.
 template <typename T>
 class FavorBackward {
  public:
   FavorBackward(Contract& contract, const FavorBackwardCall<T>& call)
-      : contract_(contract), call_(call), forward_(kernel::favor_kernel<T>()), backward_(kernel::favor_backward_kernel<T>()) {}
+      : contract_(contract),
+        call_(call),
+        forward_(kernel::favor_kernel<T>()),
+        backward_(kernel::favor_backward_kernel<T>()) {}
 
   void execute() {
     const bool empty = call_.query.extent(1) == 0 || call_.query.extent(2) == 0 || call_.key.extent(2) == 0;
     const Index all = empty ? 0 : call_.query.extent(0) * call_.key_heads(), threads = contract_.run().concurrency();
-    const bool splits = !call_.shape.causal && all < threads;
-    const ByteCount slot = FavorBackwardSlot<T>::size(call_);
+    if (call_.shape.causal && all > 0) {
+      const Index chunks = (call_.query.extent(2) + kernel::favor_chunk - 1) / kernel::favor_chunk,
+                  wanted = (threads + all - 1) / all;
+      segments_ = wanted < chunks ? wanted : chunks;
+      const Index length = FavorBackwardSlot<T>::segment_length(call_, segments_);
+      segments_ = (call_.query.extent(2) + length - 1) / length;
+    }
+    const bool splits = call_.shape.causal ? segments_ > 1 : all < threads;
+    const ByteCount slot = FavorBackwardSlot<T>::size(call_, segments_);
     ByteCount shared, each;
     each.add(kernel_elements(), sizeof(T));
     kernel_bytes_ = each.bytes(), slot_bytes_ = slot.bytes();
@@ -180,8 +208,8 @@ class FavorBackward {
   }
 
   void split(Index all, Index threads) {
-    const auto slot = [&](Index number) {
-      return FavorBackwardSlot<T>::carve(slots_ + number * slot_bytes_, call_, number);
+    const auto slot = [&](Index number, Index segment = 0) {
+      return FavorBackwardSlot<T>::carve(slots_ + number * slot_bytes_, call_, number, segments_, segment);
     };
     const auto deal = [&](Index tasks, const auto& body) {
       run_tasks(contract_.run(), threads < tasks ? threads : tasks, tasks, body);
@@ -194,9 +222,9 @@ class FavorBackward {
         run(task, step, scratch_->of(worker));
       });
     };
-    // Stretches of whole blocks of positions, four for each worker.
+    // Stretches of whole chunks, four for each worker.
     const auto over_stretches = [&](Step step, Index heads, Index length) {
-      const Index rows = backward_.block_rows, items = all * heads;
+      const Index rows = kernel::favor_chunk, items = all * heads;
       Index stretch = (items * length / (4 * threads) + rows - 1) / rows * rows;
       if (stretch < rows) stretch = rows;
       const Index stretches = (length + stretch - 1) / stretch;
@@ -211,26 +239,40 @@ class FavorBackward {
         run(task, step, scratch_->of(worker));
       });
     };
-    if (call_.needs_maximum()) over_blocks(kernel::FavorStep::maximum);
-    over_blocks(kernel::FavorStep::keys);
-    over_stretches(Step::queries, call_.group(), call_.query.extent(2));
-    if (has_key_side()) {
-      over_blocks(Step::query_sums);
-      over_stretches(Step::keys, 1, call_.key.extent(2));
-    }
-    if (has_maxima()) deal(all, [&](Index number, Index worker) {
-        Task task = slot(number);
-        run(task, Step::maxima, scratch_->of(worker));
+    const auto over_segments = [&](Step step) {
+      deal(all * segments_, [&](Index number, Index worker) {
+        Task task = slot(number / segments_, number % segments_);
+        run(task, step, scratch_->of(worker));
       });
+    };
+    const auto over_slots = [&](Step step) {
+      deal(all, [&](Index number, Index worker) {
+        Task task = slot(number);
+        run(task, step, scratch_->of(worker));
+      });
+    };
+    const bool running = call_.shape.shift == kernel::FavorShift::running;
+    if (call_.needs_maximum()) over_blocks(kernel::FavorStep::maximum);
+    if (call_.shape.causal) {
+      if (running) over_stretches(Step::find_shifts, 1, call_.key.extent(2)), over_slots(Step::join_shifts);
+      over_blocks(Step::segment_keys);
+      over_segments(Step::causal_queries);
+      if (has_key_side()) over_blocks(Step::segment_queries), over_segments(Step::causal_keys);
+    } else {
+      over_blocks(kernel::FavorStep::keys);
+      over_stretches(Step::queries, call_.group(), call_.query.extent(2));
+      if (has_key_side()) over_blocks(Step::query_sums), over_stretches(Step::keys, 1, call_.key.extent(2));
+    }
+    if (has_maxima()) over_slots(Step::maxima);
   }
 
   Contract& contract_;
   FavorBackwardCall<T> call_;
   kernel::FavorKernel<T> forward_;
   kernel::FavorBackwardKernel<T> backward_;
-  Index kernel_bytes_ = 0, slot_bytes_ = 0;
+  Index kernel_bytes_ = 0, slot_bytes_ = 0, segments_ = 1;
   const Scratch* scratch_ = nullptr;
   std::byte* slots_ = nullptr;
 };
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::detail

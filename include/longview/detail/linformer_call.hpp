@@ -31,20 +31,16 @@ struct LinformerCall {
   LinformerCall(const LinformerCall&) = delete;
   LinformerCall& operator=(const LinformerCall&) = delete;
 
-  /// Of the work that a call asks for, which is made anew where there is memory to point at.
-  static WorkSize size_of(const ProjectionCall<T>& call, Index workers) {
-    return WorkSize(ProjectionWork<T>(call, workers));
-  }
-  static WorkSize size_of(const ProjectionGradientCall<T>& call, Index workers) {
-    return WorkSize(ProjectionGradientWork<T>(call, workers));
-  }
-
   void add_slots(ByteCount& bytes) const { bytes.add(elements(keys), sizeof(T)).add(elements(values), sizeof(T)); }
   void place(Carver& carver) {
     keys.out = take_slots(carver, keys), values.out = take_slots(carver, values);
     over_slots.keys = {keys.out, values.out};
   }
 
+  // Works point at memory: where there is none yet, they have but a size.
+  WorkSize project_size(Index workers) const {
+    return WorkSize::of(ProjectionWork<T>(keys, workers)).beside(WorkSize::of(ProjectionWork<T>(values, workers)));
+  }
   void project(const Run& run, const Scratch& scratch) const {
     run_works(run, scratch, ProjectionWork<T>(keys, run.concurrency()), ProjectionWork<T>(values, run.concurrency()));
   }
@@ -81,6 +77,11 @@ struct LinformerCall {
   }
 };
 
+template <typename T>
+WorkSize gradient_size(const ProjectionGradientCall<T>& keys, const ProjectionGradientCall<T>& values, Index workers) {
+  return WorkSize::of(ProjectionGradientWork<T>(keys, workers))
+      .beside(WorkSize::of(ProjectionGradientWork<T>(values, workers)));
+}
 /// Runs the gradients of both projections, one after the other where the second adds to what the first has written.
 template <typename T>
 void run_gradients(const Run& run, const Scratch& scratch, const ProjectionGradientCall<T>& keys,

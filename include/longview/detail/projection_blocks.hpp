@@ -28,6 +28,8 @@ class ProjectionBlocks {
     count_ = whole.rows > 0 && whole.columns > 0 ? outers[0].count * outers[1].count * outers[2].count : 0;
     if (count_ == 0) return;
     // Every worker gets a few tasks. Vectors are packed for each block of rows, scalars read for each of columns.
+    constexpr Index most_workers = Index{1} << 20;
+    if (workers > most_workers) workers = most_workers;
     const Index wanted = workers > 1 ? (4 * workers + count_ - 1) / count_ : 1;
     constexpr Index most_columns = kernel::most_input_columns * 4 / static_cast<Index>(sizeof(T));
     columns_ = block_of(whole.columns, wanted, 3 * lanes, most_columns);

@@ -15,7 +15,7 @@ class ReceivedWork {
                const TensorView<T, 2>& received, Index workers)
       : call_(call), shape_(shape), pattern_(call_), lse_(lse), received_(received), columns_(received.extent(1)) {
     // Long stretches amortise the transposing of queries, short ones give every worker a few.
-    const Index wanted = received.extent(0) * columns_ / (workers * 4) / kernel::keys_per_tile * kernel::keys_per_tile;
+    const Index wanted = received.extent(0) * columns_ / 4 / workers / kernel::keys_per_tile * kernel::keys_per_tile;
     const Index most = workers > 1 && wanted < most_stretch ? wanted : most_stretch;
     stretch_ = most > kernel::keys_per_tile ? most : kernel::keys_per_tile;
   }

@@ -98,6 +98,13 @@ struct FieldName {
   operator std::string() const { return std::string(prefix) + field; }
 };
 
+template <typename T, typename Name>
+void check_scale(Contract& contract, const Name& name, const std::optional<double>& scale) {
+  if (scale && !is_finite(*scale)) contract.fail(name, "must be finite");
+  if (scale && !(__builtin_fabs(*scale) <= static_cast<double>((std::numeric_limits<T>::max)())))
+    contract.fail(name, "beyond the range of the elements");
+}
+
 /// Checks what is said about scores; `prefix` is where the aggregate stands, "options." or "options.scores.".
 template <typename T>
 void check_scores(Contract& contract, const BandCall<T>& call, const char* prefix, bool position_matters,
@@ -108,9 +115,7 @@ void check_scores(Contract& contract, const BandCall<T>& call, const char* prefi
   const Index batch = call.query.extent(0), heads = call.query.extent(1), queries = call.query.extent(2);
   Index columns = 0;
   for (std::size_t s = 0; s < call.keys.size(); ++s) columns += call.keys[s].key.extent(2);
-  if (scores.scale && !is_finite(*scores.scale)) contract.fail(name("scale"), "must be finite");
-  if (scores.scale && !(__builtin_fabs(*scores.scale) <= static_cast<double>((std::numeric_limits<T>::max)())))
-    contract.fail(name("scale"), "beyond the range of the elements");
+  check_scale<T>(contract, name("scale"), scores.scale);
   if (scores.softcap && !(is_finite(*scores.softcap) && *scores.softcap > 0))
     contract.fail(name("softcap"), "must be finite and > 0 (got " + std::to_string(*scores.softcap) + ")");
   if (!default_is_bottom_right && !scores.alignment && position_matters && queries != call.positions)

@@ -4,27 +4,29 @@
 /// what scratch a worker needs for any of them, and runs one.
 #pragma once
 
-#include <initializer_list>
-
 #include "longview/detail/scratch.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 
+/// What a work needs, or several of one call.
 struct WorkSize {
-  Index tasks;
-  ByteCount scratch;  // for each worker
+  Index tasks = 0;
+  ByteCount scratch{};  // for each worker
 
   template <typename Work>
-  explicit WorkSize(const Work& work) : tasks(work.tasks()), scratch(work.scratch()) {}
-};
+  static WorkSize of(const Work& work) {
+    return {work.tasks(), work.scratch()};
+  }
+  Index workers(const Run& run) const { return run.concurrency() < tasks ? run.concurrency() : tasks; }
+  WorkSize beside(const WorkSize& other) const { return {tasks + other.tasks, larger(other)}; }
+  WorkSize then(const WorkSize& other) const { return {tasks < other.tasks ? other.tasks : tasks, larger(other)}; }
 
-/// Bytes for a worker that does all of these in turn.
-inline ByteCount largest(std::initializer_list<ByteCount> all) {
-  ByteCount most;
-  for (const ByteCount& one : all)
-    if (most.bytes() < one.bytes() || !one.fits()) most = one;
-  return most;
-}
+ private:
+  ByteCount larger(const WorkSize& other) const {
+    return scratch.fits() && (scratch.bytes() < other.scratch.bytes() || !other.scratch.fits()) ? other.scratch
+                                                                                                : scratch;
+  }
+};
 
 template <typename Work>
 void run_work(const Run& run, const Scratch& scratch, const Work& work) {

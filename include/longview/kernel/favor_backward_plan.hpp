@@ -7,9 +7,22 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
-/// Not causal: `queries`, `query_sums`, `keys`, after the sums over keys of the forward kernel. Causal: both in one sweep
-/// each, forwards over the queries, backwards over the keys. Last `maxima`, where the published maximum is differentiated.
-enum class FavorBackwardStep { queries, query_sums, keys, causal_queries, causal_keys, maxima };
+/// Not causal: `queries`, `query_sums`, `keys`, after the sums over keys of the forward kernel. Causal: both in one
+/// sweep each, forwards over the queries, backwards over the keys; or in segments at once, which begin with the sums
+/// that `segment_keys` (its shifts found before, stretch by stretch) and `segment_queries` find. Last `maxima`, where
+/// the published maximum is differentiated.
+enum class FavorBackwardStep {
+  queries,
+  query_sums,
+  keys,
+  causal_queries,
+  causal_keys,
+  find_shifts,
+  join_shifts,
+  segment_keys,
+  segment_queries,
+  maxima
+};
 
 /// A matrix for every head, or none.
 template <typename T>
@@ -24,25 +37,27 @@ struct FavorMatrix {
 /// What the sweep over queries leaves to that over keys; all but the last two (heads, queries).
 template <typename T>
 struct FavorNotes {
-  T* offset = nullptr;                         // of features_of
-  T* factor = nullptr;                         // of the row
-  T* dot = nullptr;                            // -<dO, O>, the gradient of the denominator, times the factor
-  T* query_weight = nullptr;                   // minus the gradient of the shift; trigonometric, published, differentiated
-  T* key_weight = nullptr;                     // (favor_padded(keys)): likewise
-  T* key_shift = nullptr;                      // (keys): at every position; causal with a running shift
+  T* offset = nullptr;        // of features_of
+  T* factor = nullptr;        // of the row
+  T* dot = nullptr;           // -<dO, O>, the gradient of the denominator, times the factor
+  T* query_weight = nullptr;  // minus the gradient of the shift; trigonometric, published, differentiated
+  T* key_weight = nullptr;    // (favor_padded(keys)): likewise
+  T* key_shift = nullptr;     // (keys): at every position; causal with a running shift
 };
 
 /// One step for one (batch, key head). Sums of queries R^T = dS^T stand in `sums`: of phi_q (dnum, dden)^T.
 template <typename T>
 struct FavorBackwardTask {
-  FavorTask<T> forward;                        // first, last: of the queries, or of the keys
+  FavorTask<T> forward;  // first, last: of the queries, or of the keys
   FavorBackwardStep step = FavorBackwardStep::queries;
   FavorMatrix<const T> out, d_out;
   FavorMatrix<T> d_query, d_key, d_value;
   FavorNotes<T> notes;
-  T *sums = nullptr, *carry = nullptr;         // (favor_values, favor_row)
+  T *sums = nullptr, *carry = nullptr;  // (favor_values, favor_row)
+  Index segment = 0, segments = 1, segment_length = 0;
+  T* segment_sums = nullptr;  // causal: sums and carry of every segment, `sums` being those of this one
   bool differentiates_queries = false, differentiates_keys = false;  // through the published maximum
-  bool keeps_projected = false;                // U: features alone do not tell their slope
+  bool keeps_projected = false;                                      // U: features alone do not tell their slope
 };
 
 /// Elements of a block of own positions for each of its lanes.
@@ -60,4 +75,4 @@ constexpr Index favor_backward_scratch(const FavorShape<T>& shape, Index width, 
   return shape.causal ? rows + lanes : rows > lanes ? rows : lanes;
 }
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel

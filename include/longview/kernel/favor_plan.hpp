@@ -9,8 +9,8 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
-/// Positions are processed in chunks at absolute multiples of 48, features of keys in blocks of 96 rows of the projection.
-/// This fixes the order of every sum.
+/// Positions are processed in chunks at absolute multiples of 48, features of keys in blocks of 96 rows of the
+/// projection. This fixes the order of every sum.
 inline constexpr Index favor_chunk = 48, favor_block = 96;
 /// Products may write up to seven rows more than asked for.
 inline constexpr Index favor_chunk_rows = favor_chunk + 8;
@@ -32,14 +32,14 @@ struct FavorShape {
   FavorMap map = FavorMap::positive;
   FavorShift shift = FavorShift::none;
   T given_shift = 0;
-  bool exact_scale = false;                    // the shift of queries matters: it does not cancel
+  bool exact_scale = false;  // the shift of queries matters: it does not cancel
   bool causal = false, normalize = true;
-  bool query_side = false;                     // of the features alone
+  bool query_side = false;                                  // of the features alone
   Index head_dim = 0, value_dim = 0, rows = 0, halves = 1;  // rows of the projection; features = halves * rows
-  const T* projection = nullptr;               // null: the identity
+  const T* projection = nullptr;                            // null: the identity
   Index projection_row = 0, projection_channel = 0;
-  const T* columns = nullptr;                  // the projection transposed, in rows of favor_row(rows)
-  T input_scale = 1, epsilon = 0, ratio = 1;   // ratio: r of r (f exp(x - c) + epsilon)
+  const T* columns = nullptr;                 // the projection transposed, in rows of favor_row(rows)
+  T input_scale = 1, epsilon = 0, ratio = 1;  // ratio: r of r (f exp(x - c) + epsilon)
   T guard = 0, key_sum_epsilon = 0;
 
   LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
@@ -64,20 +64,21 @@ constexpr Index favor_values(Index value_dim) { return (value_dim + 1 + 7) / 8 *
 /// S^T and z of one (batch, key head).
 template <typename T>
 struct FavorSums {
-  T *sums = nullptr, *carry = nullptr;         // (favor_values, favor_row): the sums, and what their rounding lost
-  T* shift = nullptr;                          // of every block of features
-  T* maxima = nullptr;                         // (favor_row): of every feature over all keys
-  T* totals = nullptr;                         // (favor_row): of keys of softmax over positions, where they are wanted
-  Index* seen = nullptr;                       // keys in them
+  T *sums = nullptr, *carry = nullptr;  // (favor_values, favor_row): the sums, and what their rounding lost
+  T* shift = nullptr;                   // of every block of features
+  T* maxima = nullptr;                  // (favor_row): of every feature over all keys
+  T* totals = nullptr;                  // (favor_row): of keys of softmax over positions, where they are wanted
+  Index* seen = nullptr;                // keys in them
 };
 
 /// A stream of causal attention between two calls: the sums up to the last full chunk, and the chunk begun.
 template <typename T>
 struct FavorStream {
   T *sums = nullptr, *carry = nullptr;
-  T *features = nullptr, *values = nullptr;    // of the keys of the chunk: (favor_chunk_rows, favor_row), (.., favor_values)
-  T* shift = nullptr;                          // of each of these keys; then of the sums; then the running one
-  Index* position = nullptr;                   // of each within the chunk; then how many; then how many keys ever
+  T *features = nullptr,
+    *values = nullptr;        // of the keys of the chunk: (favor_chunk_rows, favor_row), (.., favor_values)
+  T* shift = nullptr;         // of each of these keys; then of the sums; then the running one
+  Index* position = nullptr;  // of each within the chunk; then how many; then how many keys ever
 };
 constexpr Index favor_stream_elements(Index features, Index value_dim) {
   return (2 * favor_values(value_dim) + favor_chunk_rows) * favor_row(features) +
@@ -105,28 +106,30 @@ struct FavorTask {
   const T *key = nullptr, *value = nullptr;
   Index key_row = 0, key_channel = 0, value_row = 0, value_channel = 0;
   Index keys = 0;
-  const std::uint8_t* keep = nullptr;          // of key 0
+  const std::uint8_t* keep = nullptr;  // of key 0
   Index keep_row = 0;
   const T* query = nullptr;
   T* out = nullptr;
-  T* longest = nullptr;                        // (heads): room for longest_query, causal
+  T* longest = nullptr;  // (heads): room for longest_query, causal
   Index query_head = 0, query_row = 0, query_channel = 0, out_head = 0, out_row = 0, out_channel = 0;
   Index heads = 1, queries = 0, first = 0, last = 0;  // last - first of the queries are asked for
-  Index position = 0;                          // of the first of a causal call
-  Index block_begin = 0, block_end = 0;        // of the keys' features
+  Index position = 0;                                 // of the first of a causal call
+  Index block_begin = 0, block_end = 0;               // of the keys' features
   FavorSums<T> sums;
   FavorStream<T> stream;
 
   LONGVIEW_INLINE bool is_kept(Index at) const { return at < keys && (keep == nullptr || keep[at * keep_row] != 0); }
 };
 
-/// Scratch elements of a task for lanes of `width` queries, in which keys and queries take turns. A stream keeps the features
-/// and values of its keys itself, so that `inputs_only` of keys need room here, unless their maximum is to be found first.
-constexpr Index favor_scratch(Index head_dim, Index value_dim, Index features, Index width, bool causal, bool inputs_only) {
+/// Scratch elements of a task for lanes of `width` queries, in which keys and queries take turns. A stream keeps the
+/// features and values of its keys itself, so that `inputs_only` of keys need room here, unless their maximum is to be
+/// found first.
+constexpr Index favor_scratch(Index head_dim, Index value_dim, Index features, Index width, bool causal,
+                              bool inputs_only) {
   const Index inputs = favor_chunk_rows * favor_padded(head_dim), values = favor_values(value_dim);
   const Index keys = inputs_only ? inputs : inputs + favor_chunk_rows * (favor_row(features) + values);
   const Index queries = (head_dim + features + values + (causal ? favor_chunk : 0)) * width;
   return keys > queries ? keys : queries;
 }
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel
