@@ -91,9 +91,10 @@ class RandomFeatureAttention final : public Attention {
   Matrix projection_;
 };
 
-/// Segment by segment: each row sees the past of its segment and the rows kept of the segments before, the oldest of them
-/// compressed. With relative positions where the model has weights for them, otherwise by content alone. The past is
-/// constant, but its keys and values depend on the weights; the compression learns from the attention-reconstruction loss.
+/// Segment by segment: each row sees the past of its segment and the rows kept of the segments before, the oldest of
+/// them compressed. With relative positions where the model has weights for them, otherwise by content alone. The past
+/// is constant, but its keys and values depend on the weights; the compression learns from the attention-reconstruction
+/// loss.
 class RecurrentAttention final : public Attention {
  public:
   struct Lengths {
@@ -109,9 +110,9 @@ class RecurrentAttention final : public Attention {
   void begin(const ByteTransformer& model, longview::Index passages, longview::Index rows, const ThreadPool&) override {
     const TransformerSizes& sizes = model.sizes;
     heads_ = sizes.heads;
-    layers_.assign(model.layers.size(),
-                   Layer{.memory = {{passages, 1, sizes.width},
-                                    {.memory = lengths_.memory, .compressed = lengths_.compressed}}});
+    layers_.assign(
+        model.layers.size(),
+        Layer{.memory = {{passages, 1, sizes.width}, {.memory = lengths_.memory, .compressed = lengths_.compressed}}});
     // No farther than training has seen.
     const longview::Index reach = rows_at_once(rows) + lengths_.memory + lengths_.compressed + lengths_.rate;
     distances_.resize(std::min(reach, farthest(sizes)), sizes.width);
@@ -137,8 +138,8 @@ class RecurrentAttention final : public Attention {
     layer.d_past.resize(layer.past.rows(), layer.past.cols());
     Matrix d_table(layer.table.rows(), layer.table.cols());
     const auto d_past = heads_of(layer.d_past, of.query.extent(0), 2 * heads_);
-    const longview::SegmentGradients<float> segments{
-        {d_past.slice(1, 0, heads_), d_past.slice(1, heads_, heads_)}, {d.key, d.value}};
+    const longview::SegmentGradients<float> segments{{d_past.slice(1, 0, heads_), d_past.slice(1, heads_, heads_)},
+                                                     {d.key, d.value}};
     run(pool, [&](longview::Run how) {
       longview::relative_attention_backward(of.query, keys, of.out,
                                             {.out = d.out,
@@ -156,8 +157,7 @@ class RecurrentAttention final : public Attention {
 
   void remember(const AttentionCall& of, LayerWeights* gradients, const ThreadPool& pool) override {
     Layer& layer = layers_[of.layer];
-    if (gradients != nullptr)
-      add_weight_gradient(layer.d_past, layer.past_rows, past_weights(*gradients), pool);
+    if (gradients != nullptr) add_weight_gradient(layer.d_past, layer.past_rows, past_weights(*gradients), pool);
     if (!has_memory()) return;
     const longview::Projection<float> compression = compression_of(of.weights);
     const auto pushed = layer.memory.push(of.rows, compression, pool);
@@ -217,7 +217,8 @@ class RecurrentAttention final : public Attention {
     multiply(layer.past_rows, past_weights(of.weights), layer.past, pool);
   }
 
-  /// Attention over the rows that left the memory against attention over what became of them; only the compression learns.
+  /// Attention over the rows that left the memory against attention over what became of them; only the compression
+  /// learns.
   void train_compression(const AttentionCall& of, longview::TensorView<const float, 4> evicted,
                          longview::TensorView<const float, 4> compressed, LayerWeights& gradients,
                          const ThreadPool& pool) {
@@ -240,11 +241,8 @@ class RecurrentAttention final : public Attention {
     const auto [fresh_key, fresh_value] = halves(std::as_const(fresh));
     const auto [d_key, d_value] = halves(d_fresh);
     run(pool, [&](longview::Run how) {
-      longview::attention_reconstruction_loss(of.query,
-                                              {.old = {old_key, old_value},
-                                               .fresh = {fresh_key, fresh_value},
-                                               .d_fresh = {d_key, d_value}},
-                                              how);
+      longview::attention_reconstruction_loss(
+          of.query, {.old = {old_key, old_value}, .fresh = {fresh_key, fresh_value}, .d_fresh = {d_key, d_value}}, how);
     });
     multiply_backward(d_fresh, past_weights(of.weights), d_rows, pool);
     run(pool, [&](longview::Run how) {

@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-/// Orders 0, 1 and 2, each mixed with the next lower one by Witten and Bell's rule: a context seen n times, with u different
-/// bytes after it, says (count + u * lower) / (n + u).
+/// Orders 0, 1 and 2, each mixed with the next lower one by Witten and Bell's rule: a context seen n times, with u
+/// different bytes after it, says (count + u * lower) / (n + u).
 class ByteCounts {
  public:
   static constexpr int orders = 3;

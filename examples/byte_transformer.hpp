@@ -23,23 +23,23 @@ enum class AttentionKind { full, window, performer, relative, compressive };
 
 /// In what a model differs from another of the same kind of attention.
 struct TransformerSizes {
-  longview::Index layers = 3, width = 128, heads = 4, inner = 512;
-  longview::Index history = 4;    ///< bytes that a row embeds: its own and the ones before
-  longview::Index segment = 256;  ///< rows that go through the layers at a time in training
-  longview::Index reach = 32;     ///< window: of the first layer, twice as much in each that follows
-  longview::Index features = 64;  ///< performer
-  longview::Index memory = 256;   ///< relative, compressive: rows of the past that are kept as they are
+  longview::Index layers = 2, width = 128, heads = 4, inner = 512;
+  longview::Index history = 4;                 ///< bytes that a row embeds: its own and the ones before
+  longview::Index segment = 256;               ///< rows that go through the layers at a time in training
+  longview::Index reach = 32;                  ///< window: of the first layer, twice as much in each that follows
+  longview::Index features = 64;               ///< performer
+  longview::Index memory = 256;                ///< relative, compressive: rows of the past that are kept as they are
   longview::Index compressed = 128, rate = 4;  ///< compressive: rows kept compressed, and how many become one
 };
 
 /// Weights (outputs, inputs). Those that the kind of attention does not use are empty.
 struct LayerWeights {
-  Matrix qkv{};                                ///< (3 * width, width)
-  Matrix mix{};                                ///< (width, width), of what attention gives
-  Matrix up{}, down{};                         ///< (inner, width), (width, inner)
-  Matrix position{};                           ///< (width, width), of relative positions
-  Matrix content_bias{}, position_bias{};      ///< (heads, width / heads), likewise
-  Matrix compression{}, compression_bias{};    ///< (width, width * rate), (1, width)
+  Matrix qkv{};                              ///< (3 * width, width)
+  Matrix mix{};                              ///< (width, width), of what attention gives
+  Matrix up{}, down{};                       ///< (inner, width), (width, inner)
+  Matrix position{};                         ///< (width, width), of relative positions
+  Matrix content_bias{}, position_bias{};    ///< (heads, width / heads), likewise
+  Matrix compression{}, compression_bias{};  ///< (width, width * rate), (1, width)
 };
 
 struct ByteTransformer {

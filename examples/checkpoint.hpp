@@ -56,8 +56,9 @@ inline void save_checkpoint(const std::filesystem::path& path, Checkpoint& check
   nlohmann::json config{{"attention", name_of(checkpoint.model.kind)}};
   visit_sizes(checkpoint.model.sizes, [&](const char* name, longview::Index size) { config[name] = size; });
   const TrainingPlan& plan = checkpoint.plan;
-  config["training"] = {{"step", checkpoint.step}, {"steps", plan.steps}, {"passages", plan.passages},
-                        {"segments", plan.segments}, {"seed", plan.seed}, {"rate", plan.rate}, {"text", plan.text}};
+  config["training"] = {{"step", checkpoint.step},   {"steps", plan.steps}, {"passages", plan.passages},
+                        {"segments", plan.segments}, {"seed", plan.seed},   {"rate", plan.rate},
+                        {"text", plan.text}};
   const std::filesystem::path unfinished = path.string() + ".part";
   safetensors::write(unfinished, tensors, {{"config", config.dump()}});
   std::filesystem::rename(unfinished, path);

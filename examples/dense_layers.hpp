@@ -16,8 +16,8 @@
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// work(first, count) on blocks of `size`, which the threads take one after the other. What a block is does not depend on
-/// the threads, and so neither do the bits of a result.
+/// work(first, count) on blocks of `size`, which the threads take one after the other. What a block is does not depend
+/// on the threads, and so neither do the bits of a result.
 template <typename Work>
 void for_blocks(const ThreadPool& pool, longview::Index total, longview::Index size, const Work& work) {
   const longview::Index blocks = (total + size - 1) / size;

@@ -1,5 +1,5 @@
-// Reading a long document with every attention operator: what each costs at which length of context, and how well a trained
-// model then says what comes next.
+// Reading a long document with every attention operator: what each costs at which length of context, and how well a
+// trained model then says what comes next.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
@@ -47,7 +47,9 @@ struct Choice {
 /// Operators that can stand in the place of the one that the model was trained with.
 std::vector<Choice> choices_for(const ByteTransformer& model) {
   using Lengths = RecurrentAttention::Lengths;
-  const auto recurrent = [](const Lengths& lengths) { return [=] { return std::make_unique<RecurrentAttention>(lengths); }; };
+  const auto recurrent = [](const Lengths& lengths) {
+    return [=] { return std::make_unique<RecurrentAttention>(lengths); };
+  };
   const TransformerSizes& sizes = model.sizes;
   const Lengths compressive{.segment = 512, .memory = 512, .compressed = 512, .rate = sizes.rate};
   if (model.kind == AttentionKind::relative || model.kind == AttentionKind::compressive)
@@ -128,8 +130,9 @@ double predicted_seconds(const std::vector<Measurement>& rows, const Choice& cho
   double seconds = 0;
   for (const Measurement& row : rows)
     if (row.name == choice.name && choice.quadratic)
-      seconds = 1e-6 * static_cast<double>(bytes) *
-                (row.microseconds + row.in_attention * (static_cast<double>(length) / static_cast<double>(row.length) - 1));
+      seconds =
+          1e-6 * static_cast<double>(bytes) *
+          (row.microseconds + row.in_attention * (static_cast<double>(length) / static_cast<double>(row.length) - 1));
   return seconds;
 }
 
@@ -159,9 +162,8 @@ void run(const Arguments& arguments) {
   if (!arguments.checkpoint.empty()) checkpoint = load_checkpoint(arguments.checkpoint);
   const ByteTransformer model = checkpoint ? checkpoint->model : random_transformer(AttentionKind::full, {}, 1);
   constexpr std::size_t everything = std::size_t{1} << 40;
-  const std::vector<std::uint8_t> text = arguments.files.empty()
-                                             ? read_training_text(headers_of_this_machine()).held_out
-                                             : read_document(arguments.files, everything).bytes;
+  const std::vector<std::uint8_t> text = arguments.files.empty() ? read_headers_of_this_machine().held_out
+                                                                 : read_document(arguments.files, everything).bytes;
   if (text.size() < 2) throw std::runtime_error("the text is too short");
   const std::vector<Index> lengths = lengths_within(arguments.lengths, static_cast<Index>(text.size()) - 1);
   const Index bytes = lengths.back();

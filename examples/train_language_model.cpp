@@ -1,4 +1,5 @@
-// Trains a byte-level language model on text files, with attention of your choice, and compares it with models that count.
+// Trains a byte-level language model on text files, with attention of your choice, and compares it with models that
+// count.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
@@ -117,7 +118,7 @@ void print_sample(const ByteTransformer& model, const std::string& prompt, std::
 
 TrainingText read_text(const Arguments& arguments) {
   const Clock::time_point start = Clock::now();
-  TrainingText text = read_training_text(arguments.files.empty() ? headers_of_this_machine() : arguments.files);
+  TrainingText text = arguments.files.empty() ? read_headers_of_this_machine() : read_training_text(arguments.files);
   std::printf("text: %zu bytes of %zu file(s); held out: %zu bytes of %zu (%.1f s)\n", text.training.size(), text.files,
               text.held_out.size(), text.files_held_out, seconds_since(start));
   return text;
@@ -145,7 +146,8 @@ void print_comparison(const ByteTransformer& model, const TrainingText& text, co
   const auto counted = bits_per_byte(ByteCounts(text.training), passages, length);
   const double bits = bits_per_byte(model, passages, length, pool);
   std::printf("\nbits per byte of %td held-out bytes\n", passages.count() * length);
-  for (std::size_t order = 0; order < counted.size(); ++order) std::printf("  order %zu      %.3f\n", order, counted[order]);
+  for (std::size_t order = 0; order < counted.size(); ++order)
+    std::printf("  order %zu      %.3f\n", order, counted[order]);
   std::printf("  transformer  %.3f, %s\n", bits,
               bits < counted.back() ? "better than all of them" : "not better than all of them");
 }
@@ -163,6 +165,7 @@ void run_training(const Arguments& arguments, Checkpoint checkpoint, const Threa
   print_plan(checkpoint.plan, checkpoint.model.sizes.segment);
   if (arguments.resume) std::printf("goes on after step %td\n", checkpoint.step);
   const Speed speed = train(checkpoint, text.training, pool);
+  std::signal(SIGINT, SIG_DFL);
   save_checkpoint(arguments.checkpoint, checkpoint);
   std::printf("trained for %.0f s, %.0f tokens/s; kept in %s\n", speed.seconds, speed.tokens_per_second,
               arguments.checkpoint.c_str());
@@ -190,28 +193,34 @@ void run_comparison(const Arguments& arguments, const ThreadPool& pool) {
   const TrainingText text = read_text(arguments);
   Index length = 0;
   const Passages passages = held_out_passages(text.held_out, length);
-  std::printf("each trained for %.0f s on %td thread(s), %s\n\n", arguments.seconds, pool.concurrency(),
-              longview::name_of(longview::instruction_set()));
-  std::printf("| attention | weights | steps | tokens/s in training | bits per held-out byte |\n|---|---|---|---|---|\n");
-  const auto row = [&](const std::string& name, AttentionKind kind, const TransformerSizes& sizes) {
+  std::string table =
+      "| attention | weights | steps | tokens/s in training | bits per held-out byte |\n|---|---|---|---|---|\n";
+  const auto add_row = [&](const std::string& name, AttentionKind kind, const TransformerSizes& sizes) {
+    std::printf("\n%s\n", name.c_str());
     TrainingPlan plan = arguments.plan;
     plan.segments = segments_of(kind);
     Checkpoint checkpoint = new_checkpoint(kind, sizes, plan);
+    print_model(checkpoint, pool);
     if (plan.steps == 0) checkpoint.plan.steps = steps_within(arguments.seconds, checkpoint, text.training, pool);
     const Speed speed = train(checkpoint, text.training, pool);
-    std::printf("| %s | %td | %td | %.0f | %.3f |\n", name.c_str(), weight_count(checkpoint.model),
-                checkpoint.plan.steps, speed.tokens_per_second,
-                bits_per_byte(checkpoint.model, passages, length, pool));
-    std::fflush(stdout);
+    char row[200];
+    std::snprintf(row, sizeof row, "| %s | %td | %td | %.0f | %.3f |\n", name.c_str(), weight_count(checkpoint.model),
+                  checkpoint.plan.steps, speed.tokens_per_second,
+                  bits_per_byte(checkpoint.model, passages, length, pool));
+    table += row;
   };
   for (const char* name : attention_names)
-    row(name, kind_of(name), equally_many_weights(kind_of(name), arguments.sizes));
+    add_row(name, kind_of(name), equally_many_weights(kind_of(name), arguments.sizes));
   TransformerSizes forgetful = equally_many_weights(AttentionKind::compressive, arguments.sizes);
   forgetful.memory = forgetful.compressed = 0;
-  row("compressive, without its memories", AttentionKind::compressive, forgetful);
+  add_row("compressive, its memories off", AttentionKind::compressive, forgetful);
   const auto counted = bits_per_byte(ByteCounts(text.training), passages, length);
-  for (std::size_t order = 0; order < counted.size(); ++order)
-    std::printf("| order %zu, counted | | | | %.3f |\n", order, counted[order]);
+  for (std::size_t order = 0; order < counted.size(); ++order) {
+    char row[80];
+    std::snprintf(row, sizeof row, "| order %zu, counted | | | | %.3f |\n", order, counted[order]);
+    table += row;
+  }
+  std::printf("\n%s", table.c_str());
 }
 
 /// Sizes that were asked for must be those of the checkpoint.

@@ -22,8 +22,8 @@ inline double mean_of(std::span<const double> values) {
   return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
-/// Takes the steps of a checkpoint's plan one by one. Each one reads a segment of some passages; those of the next step go
-/// on where they end, until the passages end.
+/// Takes the steps of a checkpoint's plan one by one. Each one reads a segment of some passages; those of the next step
+/// go on where they end, until the passages end.
 class Trainer {
  public:
   Trainer(Checkpoint& checkpoint, std::span<const std::uint8_t> text, const ThreadPool& pool)
@@ -80,8 +80,8 @@ inline Passages held_out_passages(std::span<const std::uint8_t> text, longview::
   return passages;
 }
 
-/// Bits per byte of rows 0 ... length - 1 of the passages, of which each is said with at least half a segment before it: by
-/// way of the memory if there is one, and otherwise by segments that overlap.
+/// Bits per byte of rows 0 ... length - 1 of the passages, of which each is said with at least half a segment before
+/// it: by way of the memory if there is one, and otherwise by segments that overlap.
 inline double bits_per_byte(const ByteTransformer& model, const Passages& passages, longview::Index length,
                             const ThreadPool& pool) {
   const std::unique_ptr<Attention> attention = attention_of(model);
@@ -95,7 +95,8 @@ inline double bits_per_byte(const ByteTransformer& model, const Passages& passag
     transformer.begin(some.count(), segment);
     if (attention->has_memory()) transformer.forward(some, -segment, segment, Transformer::Then::remember);
     for (longview::Index row = 0; row < length; row += fresh) {
-      const longview::Index counted = std::min(fresh, length - row), before = attention->has_memory() ? 0 : segment - fresh;
+      const longview::Index counted = std::min(fresh, length - row),
+                            before = attention->has_memory() ? 0 : segment - fresh;
       transformer.forward(some, row - before, before + counted, Transformer::Then::remember);
       const std::vector<double>& all = transformer.bits(some, row - before);
       for (longview::Index at = 0; at < static_cast<longview::Index>(all.size()); ++at)

@@ -26,19 +26,30 @@ using longview::Index;
 
 /// Words in an order that a model has something to learn from.
 std::vector<std::uint8_t> text_of(std::size_t bytes) {
-  const std::vector<std::string> words{"int ", "main", "(", ")", " {\n", "  return ", "0;\n", "}\n", "float ", "x = ", "y;\n"};
+  const std::vector<std::string> words{"int ", "main", "(",      ")",    " {\n", "  return ",
+                                       "0;\n", "}\n",  "float ", "x = ", "y;\n"};
   std::string text;
   for (std::uint64_t word = 0; text.size() < bytes; ++word) text += words[random_number(7, word) % words.size()];
   return {text.begin(), text.begin() + static_cast<std::ptrdiff_t>(bytes)};
 }
 
-constexpr TransformerSizes small{.layers = 2, .width = 16, .heads = 2, .inner = 24, .history = 3, .segment = 12,
-                                 .reach = 3, .features = 8, .memory = 12, .compressed = 6, .rate = 3};
+constexpr TransformerSizes small{.layers = 2,
+                                 .width = 16,
+                                 .heads = 2,
+                                 .inner = 24,
+                                 .history = 3,
+                                 .segment = 12,
+                                 .reach = 3,
+                                 .features = 8,
+                                 .memory = 12,
+                                 .compressed = 6,
+                                 .rate = 3};
 
-Checkpoint checkpoint_of(AttentionKind kind, Index steps) {
+Checkpoint checkpoint_of(AttentionKind kind, Index steps, const TransformerSizes& sizes = small, Index passages = 3) {
   const bool has_memory = kind == AttentionKind::relative || kind == AttentionKind::compressive;
-  const TrainingPlan plan{.steps = steps, .passages = 3, .segments = has_memory ? 4 : 1, .seed = 5, .rate = 0.01};
-  ByteTransformer model = random_transformer(kind, small, 3);
+  const TrainingPlan plan{
+      .steps = steps, .passages = passages, .segments = has_memory ? 4 : 1, .seed = 5, .rate = 0.01};
+  ByteTransformer model = random_transformer(kind, sizes, 3);
   Adam adam(model, {.rate = plan.rate});
   return {std::move(model), plan, 0, std::move(adam)};
 }
@@ -107,7 +118,8 @@ class SecondSegment {
   explicit SecondSegment(AttentionKind kind) : model_(random_transformer(kind, small, 3)) {
     // Projections that begin at zero would hide what comes before them.
     for (LayerWeights& layer : model_.layers)
-      for (Matrix* matrix : {&layer.mix, &layer.down, &layer.content_bias, &layer.position_bias, &layer.compression_bias})
+      for (Matrix* matrix :
+           {&layer.mix, &layer.down, &layer.content_bias, &layer.position_bias, &layer.compression_bias})
         for (Index at = 0; at < matrix->size(); ++at)
           matrix->data()[at] = 0.2F * std::sin(static_cast<float>(3 * at + matrix->cols()));
   }
@@ -133,7 +145,8 @@ class SecondSegment {
 
  private:
   struct Rows {
-    Rows(SecondSegment& of, const ByteTransformer& model) : attention(attention_of(model)), transformer(model, *attention, of.pool_) {
+    Rows(SecondSegment& of, const ByteTransformer& model)
+        : attention(attention_of(model)), transformer(model, *attention, of.pool_) {
       ByteTransformer ignored = zero_transformer(model.kind, small);
       transformer.begin(of.passages_.count(), 2 * small.segment);
       transformer.forward(of.passages_, 0, small.segment, Transformer::Then::backward);
@@ -150,8 +163,8 @@ class SecondSegment {
   Passages passages_{text_, {0, 50, 99}};
 };
 
-// Differences of fourth order in float, along the gradient and along a direction of its own, for each matrix of weights. Steps
-// of 0.01 and 0.02 leave an error of about 1e-6 / step, from rounding.
+// Differences of fourth order in float, along the gradient and along a direction of its own, for each matrix of
+// weights. Steps of 0.01 and 0.02 leave an error of about 1e-6 / step, from rounding.
 TEST_P(EveryAttention, GradientsAreDerivatives) {
   SecondSegment segment(GetParam());
   for (const auto& [name, gradient] : weights_of(segment.gradients())) {
@@ -182,7 +195,9 @@ TEST_P(EveryAttention, LearnsText) {
 
 TEST_P(EveryAttention, SameBitsForAnyThreads) {
   const std::vector<std::uint8_t> text = text_of(4000);
-  Checkpoint one = checkpoint_of(GetParam(), 8), two = one, three = one;
+  TransformerSizes sizes = small;
+  sizes.width = 32, sizes.inner = 80;  // more rows and more outputs than a block has
+  Checkpoint one = checkpoint_of(GetParam(), 8, sizes, 25), two = one, three = one;
   const std::vector<double> bits = train(one, 8, text, 1);
   EXPECT_EQ(bits, train(two, 8, text, 2));
   EXPECT_EQ(bits, train(three, 8, text, 3));
@@ -234,8 +249,13 @@ TEST(Compression, LearnsFromTheReconstructionLoss) {
   ByteTransformer gradients = zero_transformer(AttentionKind::compressive, sizes);
   RecurrentAttention attention({.segment = 8, .memory = 4, .compressed = 4, .rate = 2});
   attention.begin(model, 1, 8, pool);
-  const AttentionCall call{.layer = 0, .weights = weights, .rows = heads_of(rows, 1, 1), .query = query, .key = query,
-                           .value = query, .out = {heads_of(unused, 1, heads)}};
+  const AttentionCall call{.layer = 0,
+                           .weights = weights,
+                           .rows = heads_of(rows, 1, 1),
+                           .query = query,
+                           .key = query,
+                           .value = query,
+                           .out = {heads_of(unused, 1, heads)}};
   attention.attend(call, pool);
   attention.remember(call, &gradients.layers[0], pool);
 
@@ -257,8 +277,8 @@ TEST(Compression, LearnsFromTheReconstructionLoss) {
                 .fresh = {of_fresh.slice(1, 0, heads), of_fresh.slice(1, heads, heads)}});
   };
   LayerWeights& d = gradients.layers[0];
-  for (const auto& [weight, gradient] : {std::pair(&weights.compression, &d.compression),
-                                         std::pair(&weights.compression_bias, &d.compression_bias)}) {
+  for (const auto& [weight, gradient] :
+       {std::pair(&weights.compression, &d.compression), std::pair(&weights.compression_bias, &d.compression_bias)}) {
     const float length = gradient->norm(), step = 0.01F;
     ASSERT_GT(length, 1e-4F);
     const Matrix before = *weight;
@@ -294,7 +314,8 @@ TEST(ByteCounts, ProbabilitiesAddUpToOne) {
   for (const double sum : sums) EXPECT_NEAR(sum, 1, 1e-12);
 }
 
-// What overlaps in the segments of a model without memory is counted once, and what counts has the whole past of a segment.
+// What overlaps in the segments of a model without memory is counted once, and what counts has the whole past of a
+// segment.
 TEST(HeldOut, BitsDoNotDependOnWhatComesLater) {
   const ThreadPool pool(1);
   Checkpoint checkpoint = checkpoint_of(AttentionKind::full, 4);
@@ -310,7 +331,8 @@ TEST(Text, EveryTenthFileIsHeldOut) {
   const Files files;
   std::vector<std::filesystem::path> paths;
   for (int file = 0; file < 20; ++file)
-    paths.push_back(files.write(std::string(1, static_cast<char>('a' + 19 - file)), std::string(1, static_cast<char>('A' + 19 - file))));
+    paths.push_back(files.write(std::string(1, static_cast<char>('a' + 19 - file)),
+                                std::string(1, static_cast<char>('A' + 19 - file))));
   const TrainingText text = read_training_text(paths);
   EXPECT_EQ(std::string(text.held_out.begin(), text.held_out.end()), "JT");
   EXPECT_EQ(std::string(text.training.begin(), text.training.end()), "ABCDEFGHIKLMNOPQRS");
@@ -345,7 +367,8 @@ TEST(Errors, OfCheckpoints) {
   };
   const std::string file = path.string() + ": ";
   safetensors::write(path, std::vector<safetensors::FloatTensor>{{"x", {4}, elements}});
-  EXPECT_EQ(error_of([&] { load_checkpoint(path); }), file + "no config in its metadata: not written by train_language_model");
+  EXPECT_EQ(error_of([&] { load_checkpoint(path); }),
+            file + "no config in its metadata: not written by train_language_model");
   EXPECT_EQ(with_config({{"layers", 1}}), file + "config: no width");
   nlohmann::json config{{"attention", "full"}};
   TransformerSizes sizes = small;
@@ -356,7 +379,8 @@ TEST(Errors, OfCheckpoints) {
   config["heads"] = -1;
   EXPECT_EQ(with_config(config), file + "config: heads is -1, expected an integer from 1 to 65536");
   config["heads"] = 2, config["attention"] = "none";
-  EXPECT_EQ(with_config(config), file + "config: attention is \"none\", expected full, window, performer, relative or compressive");
+  EXPECT_EQ(with_config(config),
+            file + "config: attention is \"none\", expected full, window, performer, relative or compressive");
 
   // Weights of another shape than the configuration says.
   Checkpoint checkpoint = checkpoint_of(AttentionKind::full, 4);

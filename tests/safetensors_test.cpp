@@ -10,6 +10,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <map>
 #include <ostream>
 #include <random>
 #include <span>
@@ -87,6 +88,12 @@ TEST_F(Safetensors, ReadsWhatItWrote) {
   EXPECT_EQ(file.read<double>("a").at(1), -2.0);
   EXPECT_EQ(file.metadata().at("format"), "pt");
   EXPECT_EQ(read_bytes().size() % 4, 0U);
+}
+
+TEST_F(Safetensors, WritesMetadata) {
+  safetensors::write(path_, {}, {{"config", R"({"width": 3})"}});
+  const std::map<std::string, std::string> expected{{"config", R"({"width": 3})"}, {"format", "pt"}};
+  EXPECT_EQ(File(path_).metadata(), expected);
 }
 
 TEST_F(Safetensors, WritesAlignedHeaders) {
