@@ -237,12 +237,14 @@ class RecurrentAttention final : public Attention {
     Matrix old, fresh, d_rows;
     keys_and_values(evicted, old), keys_and_values(compressed, fresh);
     Matrix d_fresh(fresh.rows(), fresh.cols());
-    const auto [old_key, old_value] = halves(std::as_const(old));
-    const auto [fresh_key, fresh_value] = halves(std::as_const(fresh));
-    const auto [d_key, d_value] = halves(d_fresh);
+    const auto past = halves(std::as_const(old)), now = halves(std::as_const(fresh));
+    const auto d_now = halves(d_fresh);
     run(pool, [&](longview::Run how) {
-      longview::attention_reconstruction_loss(
-          of.query, {.old = {old_key, old_value}, .fresh = {fresh_key, fresh_value}, .d_fresh = {d_key, d_value}}, how);
+      longview::attention_reconstruction_loss(of.query,
+                                              {.old = {past.first, past.second},
+                                               .fresh = {now.first, now.second},
+                                               .d_fresh = {d_now.first, d_now.second}},
+                                              how);
     });
     multiply_backward(d_fresh, past_weights(of.weights), d_rows, pool);
     run(pool, [&](longview::Run how) {

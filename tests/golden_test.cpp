@@ -285,9 +285,11 @@ TEST(GoldenSchema, OtherGradientsDiffer) {
       {"performer_attention__google-softmax", {"d_query", "d_key"}},
       {"relative_attention__memory", {"d_content_bias", "d_position_bias"}},
       {"compressive_memory__positions", {"d_compression_weight_2", "d_compression_weight_3"}}};
-  for (const auto& [stem, names] : swapped)
+  for (const auto& [stem, names] : swapped) {
+    const auto& [first, second] = names;
     expect_error(
-        stem, [&](Json& header) { std::swap(header.at(names.first), header.at(names.second)); }, names.first + ": ");
+        stem, [a = first, b = second](Json& header) { std::swap(header.at(a), header.at(b)); }, first + ": ");
+  }
 }
 
 TEST(GoldenSchema, QuirksAreNamedAndNotRun) {

@@ -175,7 +175,7 @@ TEST_P(EveryAttention, GradientsAreDerivatives) {
       return std::sin(static_cast<float>(1 + 7 * row + 13 * column));
     });
     for (const Matrix& along : {Matrix(gradient / length), Matrix(other / other.norm())}) {
-      const auto difference = [&](float step) {
+      const auto difference = [&, &name = name](float step) {
         return segment.loss(name, along, step) - segment.loss(name, along, -step);
       };
       const double expected = gradient.cwiseProduct(along).cast<double>().sum();

@@ -205,7 +205,9 @@ void through_executors(std::initializer_list<Index> numbers, const Check& check)
       for (Index task = 0; task < count; ++task) workers.emplace_back([body, task] { body(task); });
       for (std::thread& worker : workers) worker.join();
     };
-    const Parallel first{threads, reversed}, second{threads, twice}, third{threads, parallel};
+    const Parallel first{threads, reversed};
+    const Parallel second{threads, twice};
+    const Parallel third{threads, parallel};
     check(Run(first), threads), check(Run(second), threads), check(Run(third), threads);
   }
 }
