@@ -105,8 +105,7 @@ struct ReconstructionLoss {
   KeyValue<T> old{}, fresh{};
   std::optional<double> scale{};  ///< any finite number; 1 / sqrt(head_dim)
   LossNorm norm = LossNorm::mean_squared;
-  KeyValueGradient<T>
-      d_fresh{};  ///< written where present: the loss is differentiated with respect to fresh rows alone
+  KeyValueGradient<T> d_fresh{};  ///< written where present: the loss is differentiated with respect to fresh rows alone
 };
 
 inline namespace LONGVIEW_BUILD {
@@ -151,7 +150,7 @@ struct ReceivedAttention {
     contract.output("received", received);
     contract.shape("received", received, Shape<2>{query[0], keys});
     if (!contract.accepted()) return;
-    call.offset = scores.alignment.value_or(Alignment::bottom_right).offset(query[2], call.positions);
+    call.offset = detail::offset_of(call, true);
     const kernel::AttentionShape<T> shape = detail::shape_of(call);
     const detail::ReceivedWork<T> work(call, shape, lse, received, run.concurrency());
     const Index tasks = work.tasks(), workers = run.concurrency() < tasks ? run.concurrency() : tasks;
@@ -205,8 +204,7 @@ struct AttentionReconstructionLoss {
     detail::differentiate_distance<T>(result.out.out, target.out.out, of.norm, loss, target.out.out);
     wanted.out = result.out, wanted.d_out = target.out.out;
     const detail::ZeroFill<T> zeros = detail::sums_of(result, wanted);
-    detail::run_tasks(run, workers < zeros.tasks() ? workers : zeros.tasks(), zeros.tasks(),
-                      [&](Index task, Index) { zeros.run(task); });
+    zeros.fill(run);
     detail::run_work(run, scratch, gradient_work);
     return loss;
   }
@@ -249,8 +247,7 @@ struct AttentionReconstructionLoss {
 ///
 /// Work: batch * heads * queries * keys * head_dim multiply-adds. Scratch: at most 128 KiB a worker for head_dim up to
 /// 128.
-template <Element Q, Storage KV>
-requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void received_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                         const TensorView<Compute<Value<Q>>, 2>& received, const Scores<Value<Q>>& options = {},
                         Run run = {}) {

@@ -91,8 +91,7 @@ void full_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, con
 }
 
 /// Likewise for keys in several pieces, with gradients.segments instead of gradients.key and gradients.value.
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void full_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                              const AttentionGradients<Value<Q>>& gradients, const Scores<Value<Q>>& options = {}, Run run = {}) {
   FullAttention<Value<Q>>::backward({.query = query, .keys = keys, .scores = &options}, out, gradients, true, run);

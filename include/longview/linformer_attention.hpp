@@ -176,8 +176,7 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
   attention.begin(carver, sums), sums.begin(carver);
   of.project(run, scratch);
   const detail::ZeroFill<T> zeros = detail::sums_of(of.over_slots, wanted);
-  detail::run_tasks(run, workers < zeros.tasks() ? workers : zeros.tasks(), zeros.tasks(),
-                    [&](Index task, Index) { zeros.run(task); });
+  zeros.fill(run);
   detail::run_work(run, scratch, attention);
   sums.finish();
 

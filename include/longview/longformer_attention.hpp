@@ -136,20 +136,14 @@ void LongformerAttention<T>::forward(detail::BandCall<T> call, const LongformerO
   const detail::AttentionWork<T, detail::LongformerRows<T>> local_work(shape, local, 2, run.concurrency());
   const detail::AttentionWork<T, detail::GlobalRows<T>> global_work(global_shape, global, 1, run.concurrency());
 
-  const Index local_tasks = local_work.tasks(), tasks = local_tasks + global_work.tasks();
-  const Index workers = run.concurrency() < tasks ? run.concurrency() : tasks;
+  const auto size = detail::WorkSize::of(local_work).beside(detail::WorkSize::of(global_work));
   detail::ByteCount shared;
   add_lists(shared, batch, lists);
-  const detail::Scratch scratch(contract, shared, detail::larger(local_work.scratch(), global_work.scratch()), workers);
-  if (!scratch || tasks == 0) return;
+  const detail::Scratch scratch(contract, shared, size.scratch, size.workers(run));
+  if (!scratch || size.tasks == 0) return;
   detail::Carver carver(scratch.shared());
   fill_lists(carver, call, options.global.tokens, lists);
-  detail::run_tasks(run, workers, tasks, [&](Index task, Index worker) {
-    if (task < local_tasks)
-      local_work.run(task, scratch.of(worker));
-    else
-      global_work.run(task - local_tasks, scratch.of(worker));
-  });
+  detail::run_works(run, scratch, local_work, global_work);
 }
 
 template <Storage T>
@@ -178,15 +172,14 @@ void LongformerAttention<T>::backward(detail::BandCall<T> call, const Output<con
   if (options.global.query) zeros.add(gradients.query_global);
   if (options.global.key) zeros.add(gradients.key_global), zeros.add(gradients.value_global);
 
-  const Index tasks = local_work.tasks() < global_work.tasks() ? global_work.tasks() : local_work.tasks();
-  const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+  const auto size = detail::WorkSize::of(local_work).then(detail::WorkSize::of(global_work));
   detail::HeadSums<T> sums(call, wanted, false);
   detail::ByteCount shared;
   add_lists(shared, batch, lists);
   local_work.add_shared(shared);
   global_work.add_shared(shared);
   sums.add_shared(shared);
-  const detail::Scratch scratch(contract, shared, detail::larger(local_work.scratch(), global_work.scratch()), at_most(tasks));
+  const detail::Scratch scratch(contract, shared, size.scratch, size.workers(run));
   if (!scratch) return;
   detail::Carver carver(scratch.shared());
   fill_lists(carver, call, options.global.tokens, lists);
@@ -194,11 +187,9 @@ void LongformerAttention<T>::backward(detail::BandCall<T> call, const Output<con
   global_work.begin(carver, sums);
   sums.begin(carver);
   // Global rows after the others: they add to the same gradients where they have no projections of their own.
-  detail::run_tasks(run, at_most(zeros.tasks()), zeros.tasks(), [&](Index task, Index) { zeros.run(task); });
-  detail::run_tasks(run, at_most(local_work.tasks()), local_work.tasks(),
-                    [&](Index task, Index worker) { local_work.run(task, scratch.of(worker)); });
-  detail::run_tasks(run, at_most(global_work.tasks()), global_work.tasks(),
-                    [&](Index task, Index worker) { global_work.run(task, scratch.of(worker)); });
+  zeros.fill(run);
+  detail::run_work(run, scratch, local_work);
+  detail::run_work(run, scratch, global_work);
   sums.finish();
 }
 

@@ -188,8 +188,7 @@ void relative_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value,
 }
 
 /// Likewise for keys in several pieces, with gradients.segments instead of gradients.key and gradients.value.
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void relative_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                                  const RelativeGradients<Value<Q>>& gradients, const RelativeOptions<Value<Q>>& options,
                                  Run run = {}) {

@@ -92,8 +92,7 @@ void sliding_window_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> 
 }
 
 /// Likewise for keys in several pieces, with gradients.segments instead of gradients.key and gradients.value.
-template <Element Q, Storage KV>
-  requires std::same_as<KV, Value<Q>>
+template <Element Q, KeysFor<Q> KV>
 void sliding_window_attention_backward(TensorView<Q, 4> query, const KeyValueView<KV>& keys, const Output<const Value<Q>>& out,
                                        const AttentionGradients<Value<Q>>& gradients,
                                        const SlidingWindowOptions<Value<Q>>& options = {}, Run run = {}) {

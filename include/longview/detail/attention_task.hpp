@@ -5,7 +5,7 @@
 
 #include <concepts>
 
-#include "longview/detail/scratch.hpp"
+#include "longview/detail/works.hpp"
 #include "longview/kernel/targets.hpp"
 #include "longview/scores.hpp"
 
@@ -164,10 +164,9 @@ template <typename T, typename Pattern>
 void attend(Contract& contract, const kernel::AttentionShape<T>& shape, const Pattern& pattern, Index segments) {
   const Run& run = contract.run();
   const AttentionWork<T, Pattern> work(shape, pattern, segments, run.concurrency());
-  const Index tasks = work.tasks(), workers = run.concurrency() < tasks ? run.concurrency() : tasks;
-  const Scratch scratch(contract, {}, work.scratch(), workers);
-  if (!scratch || tasks == 0) return;
-  run_tasks(run, workers, tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
+  const auto size = WorkSize::of(work);
+  const Scratch scratch(contract, {}, size.scratch, size.workers(run));
+  if (scratch) run_work(run, scratch, work);
 }
 
 }  // namespace longview

@@ -151,19 +151,18 @@ void attend_backward(Contract& contract, const kernel::AttentionShape<T>& shape,
   const Run& run = contract.run();
   BackwardWork<T, Pattern> work(shape, call, wanted, pattern, segments, run.concurrency());
   const ZeroFill<T> zeros = sums_of(call, wanted);
-  const Index tasks = work.tasks();
-  const auto at_most = [&](Index count) { return run.concurrency() < count ? run.concurrency() : count; };
+  const auto size = WorkSize::of(work);
   HeadSums<T> sums(call, wanted, shape.relative);
   ByteCount shared;
   work.add_shared(shared);
   sums.add_shared(shared);
-  const Scratch scratch(contract, shared, work.scratch(), at_most(tasks));
+  const Scratch scratch(contract, shared, size.scratch, size.workers(run));
   if (!scratch) return;
   Carver carver(scratch.shared());
   work.begin(carver, sums);
   sums.begin(carver);
-  run_tasks(run, at_most(zeros.tasks()), zeros.tasks(), [&](Index task, Index) { zeros.run(task); });
-  run_tasks(run, at_most(tasks), tasks, [&](Index task, Index worker) { work.run(task, scratch.of(worker)); });
+  zeros.fill(run);
+  run_work(run, scratch, work);
   sums.finish();
 }
 

@@ -33,8 +33,12 @@ class ZeroFill {
       tasks_ += view.extent(0) * view.extent(1);
     }
   }
-  Index tasks() const { return tasks_; }
-  void run(Index task) const {
+  void fill(const Run& run) const {
+    run_tasks(run, run.concurrency() < tasks_ ? run.concurrency() : tasks_, tasks_, [&](Index task, Index) { zero(task); });
+  }
+
+ private:
+  void zero(Index task) const {
     std::size_t number = 0;
     for (; task >= views_[number].extent(0) * views_[number].extent(1); ++number)
       task -= views_[number].extent(0) * views_[number].extent(1);
@@ -45,7 +49,6 @@ class ZeroFill {
     }
   }
 
- private:
   TensorView<T, 4> views_[2 * KeyValueView<T>::most_segments + 4];
   std::size_t count_ = 0;
   Index tasks_ = 0;

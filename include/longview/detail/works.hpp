@@ -18,13 +18,9 @@ struct WorkSize {
     return {work.tasks(), work.scratch()};
   }
   Index workers(const Run& run) const { return run.concurrency() < tasks ? run.concurrency() : tasks; }
-  WorkSize beside(const WorkSize& other) const { return {tasks + other.tasks, larger(other)}; }
-  WorkSize then(const WorkSize& other) const { return {tasks < other.tasks ? other.tasks : tasks, larger(other)}; }
-
- private:
-  ByteCount larger(const WorkSize& other) const {
-    return scratch.fits() && (scratch.bytes() < other.scratch.bytes() || !other.scratch.fits()) ? other.scratch
-                                                                                                : scratch;
+  WorkSize beside(const WorkSize& other) const { return {tasks + other.tasks, detail::larger(scratch, other.scratch)}; }
+  WorkSize then(const WorkSize& other) const {
+    return {tasks < other.tasks ? other.tasks : tasks, detail::larger(scratch, other.scratch)};
   }
 };
 
