@@ -18,7 +18,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/kernels.hpp"
 
 namespace longview_bench {
 

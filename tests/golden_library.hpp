@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "golden_answer.hpp"
-#include "kernels/kernels.hpp"
 
 namespace golden {
 

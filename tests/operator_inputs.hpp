@@ -17,7 +17,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/kernels.hpp"
 #include "reference/precision.hpp"
 
 namespace inputs {

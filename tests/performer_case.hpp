@@ -12,7 +12,6 @@
 #include <random>
 #include <thread>
 
-#include "kernels/kernels.hpp"
 #include "longview/performer_attention.hpp"
 #include "reference/performer.hpp"
 

@@ -20,7 +20,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/kernels.hpp"
 #include "longview/instruction_set.hpp"
 #include "longview/workspace.hpp"
 

@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels.hpp"
 
-LONGVIEW_TEST_KERNELS(, float)
+LONGVIEW_KERNELS(, float)

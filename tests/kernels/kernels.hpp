@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 /// \file
-/// The kernels of both element types are compiled once, in float.cpp and double.cpp, for all test programs.
+/// The kernels of an element type are compiled once, in float.cpp and double.cpp, for all programs here.
 #pragma once
 
 #include <longview/kernel/targets.hpp>
 
-#define LONGVIEW_TEST_KERNELS(prefix, T)                                                                 \
+#define LONGVIEW_KERNELS(prefix, T)                                                                 \
   prefix template longview::kernel::AttentionKernel<T> longview::kernel::attention_kernel<T>();          \
   prefix template longview::kernel::BackwardKernel<T> longview::kernel::backward_kernel<T>();            \
   prefix template longview::kernel::ProjectionKernel<T> longview::kernel::projection_kernel<T>();        \
@@ -14,6 +14,3 @@
   prefix template longview::kernel::ReceivedKernel<T> longview::kernel::received_kernel<T>();            \
   prefix template longview::kernel::MergeKernel<T> longview::kernel::merge_kernel<T>();                  \
   prefix template longview::kernel::MergeGradientKernel<T> longview::kernel::merge_gradient_kernel<T>();
-
-LONGVIEW_TEST_KERNELS(extern, float)
-LONGVIEW_TEST_KERNELS(extern, double)
