@@ -216,6 +216,8 @@ class Transformer {
     last_norm_.forward(x_, pool_);
   }
 
+  /// The last rows, (passages * rows, width).
+  const Matrix& encoded() const { return last_norm_.rows; }
   /// Of the last rows, (passages * rows, 256).
   const Matrix& logits() {
     multiply(last_norm_.rows, model_.output, logits_, pool_);

@@ -31,7 +31,7 @@ using Clock = std::chrono::steady_clock;
 
 struct Arguments {
   std::vector<std::filesystem::path> files;
-  std::vector<Index> lengths{512, 2048, 8192, 32768};
+  std::vector<Index> lengths{1024, 4096, 16384, 65536};
   double patience = 15;  ///< seconds for the document with an operator that sees everything
   int threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 64U));
   std::filesystem::path checkpoint;
@@ -39,7 +39,7 @@ struct Arguments {
 
 struct Choice {
   std::string name;
-  bool quadratic = false;  ///< in the length
+  bool quadratic = false;  ///< in the length; sees everything, so that the others are compared with it
   bool predicts = true;    ///< does not see what it is to say
   std::function<std::unique_ptr<Attention>()> make{};
 };
@@ -72,12 +72,14 @@ struct Measurement {
   Index length = 0;
   double bits = 0;                            ///< per byte
   double microseconds = 0, in_attention = 0;  ///< per byte
+  double error = 0;                           ///< of the encoded rows, relative to those of full attention
   std::size_t extra_bytes = 0;
 };
 
-/// The text in passages of this length, one after the other.
+/// The text in passages of this length, one after the other; `encoded` takes the rows of all.
 Measurement measure(const ByteTransformer& model, const Choice& choice, const Passages& all, Index length,
-                    const ThreadPool& pool) {
+                    const ThreadPool& pool, Matrix& encoded) {
+  encoded.resize(all.count() * length, model.sizes.width);
   Measurement measured{.name = choice.name, .length = length};
   const std::unique_ptr<Attention> attention = choice.make();
   Transformer transformer(model, *attention, pool);
@@ -93,6 +95,7 @@ Measurement measure(const ByteTransformer& model, const Choice& choice, const Pa
       total += std::chrono::duration<double>(Clock::now() - start).count();
       const std::vector<double>& bits = transformer.bits(passage, row);
       measured.bits = std::accumulate(bits.begin(), bits.end(), measured.bits);
+      encoded.middleRows(static_cast<Index>(bytes), count) = transformer.encoded();
       bytes += static_cast<double>(count);
       measured.extra_bytes = std::max(measured.extra_bytes, attention->extra_bytes());
     }
@@ -114,15 +117,39 @@ std::string text_of_bytes(std::size_t bytes) {
 }
 
 void print_header() {
-  std::printf("%7s  %-34s %13s %13s %13s %13s\n", "context", "attention", "bits per byte", "time per byte",
+  std::printf("%7s  %-34s %13s %7s %13s %13s %13s\n", "context", "attention", "bits per byte", "error", "time per byte",
               "in attention", "extra memory");
 }
-void print(const Measurement& row, bool predicts) {
-  char bits[16] = "-";
+void print(const Measurement& row, bool predicts, bool has_error) {
+  char bits[16] = "-", error[16] = "-";
   if (predicts) std::snprintf(bits, sizeof bits, "%.3f", row.bits);
-  std::printf("%7td  %-34s %13s %10.2f us %10.2f us %13s\n", row.length, row.name.c_str(), bits, row.microseconds,
-              row.in_attention, text_of_bytes(row.extra_bytes).c_str());
+  if (has_error) std::snprintf(error, sizeof error, "%.3f", row.error);
+  std::printf("%7td  %-34s %13s %7s %10.2f us %10.2f us %13s\n", row.length, row.name.c_str(), bits, error,
+              row.microseconds, row.in_attention, text_of_bytes(row.extra_bytes).c_str());
   std::fflush(stdout);
+}
+
+/// Of those that predict, the fastest whose bits are nearly the fewest.
+void print_what_fits(const std::vector<Measurement>& rows, const std::vector<Choice>& choices,
+                     const std::vector<Index>& lengths) {
+  constexpr double nearly = 1.02;
+  const auto predicts = [&](const Measurement& row) {
+    return std::any_of(choices.begin(), choices.end(),
+                       [&](const Choice& choice) { return choice.name == row.name && choice.predicts; });
+  };
+  std::printf("fits best (the fastest within 2 %% of the fewest bits): ");
+  for (const Index length : lengths) {
+    double fewest = std::numeric_limits<double>::infinity();
+    const Measurement* best = nullptr;
+    for (const Measurement& row : rows)
+      if (row.length == length && predicts(row)) fewest = std::min(fewest, row.bits);
+    for (const Measurement& row : rows)
+      if (row.length == length && predicts(row) && row.bits <= nearly * fewest &&
+          (best == nullptr || row.microseconds < best->microseconds))
+        best = &row;
+    std::printf("%s%s at %td", length == lengths.front() ? "" : "; ", best->name.c_str(), length);
+  }
+  std::printf("\n");
 }
 
 /// Seconds that the text should take at this length, as time per byte grows with the length.
@@ -175,24 +202,33 @@ void run(const Arguments& arguments) {
   ProgressBar progress(std::numeric_limits<double>::infinity());
   std::vector<Measurement> rows;
   double done = 0;
+  Matrix exact, encoded;
   for (const Index length : lengths) {
     Passages passages{text, {}};
+    exact.resize(0, 0);
     for (Index first = 0; first + length <= bytes; first += length) passages.first.push_back(first);
     for (const Choice& choice : choices) {
       progress.show(done++ / static_cast<double>(lengths.size() * choices.size()),
                     choice.name + " at " + std::to_string(length));
       const double seconds = predicted_seconds(rows, choice, length, bytes);
-      if (seconds <= arguments.patience) rows.push_back(measure(model, choice, passages, length, pool));
-      progress.clear();
-      if (seconds <= arguments.patience)
-        print(rows.back(), choice.predicts);
-      else
+      if (seconds > arguments.patience) {
+        progress.clear();
         std::printf("%7td  %-34s left out, it would take about %.0f s\n", length, choice.name.c_str(), seconds);
+        continue;
+      }
+      rows.push_back(measure(model, choice, passages, length, pool, encoded));
+      if (choice.quadratic) exact = encoded;
+      if (exact.size() != 0) rows.back().error = (encoded - exact).norm() / exact.norm();
+      progress.clear();
+      print(rows.back(), choice.predicts, exact.size() != 0 && !choice.quadratic);
     }
   }
+  std::printf("\n");
+  if (checkpoint) print_what_fits(rows, choices, lengths);
   std::printf(R"(
 bits per byte: of what comes next, in the same %td bytes cut into contexts of that length; the model was not trained anew for
   the operator. Linformer sees what is to come, so it says nothing
+error: of the encoded rows against those with full attention, relative to them, in the root of the mean square
 extra memory: scratch, as a dry run reports it, and the operator's own tables and memories (counted)
 )",
               bytes);
