@@ -13,6 +13,7 @@
 #include <mutex>
 
 #include "longview/openmp.hpp"
+#include "performer_case.hpp"
 #include "test_operators.hpp"
 
 namespace {
@@ -248,6 +249,18 @@ TYPED_TEST(ExecutorLaws, T07_SmallStacks) {
   });
 }
 #endif
+
+/// Some maps look at all keys before the first query, with one head by several workers.
+TEST(Executor, T01_EveryFeatureMap) {
+  for (const bool causal : {false, true})
+    for (performer::Case of : performer::bitwise_cases(causal)) {
+      of.batch = of.heads = of.key_heads = 1, of.queries = of.keys = 700;
+      performer::Data<float> data(of);
+      const std::vector<float> expected = data.run();
+      for (const Index threads : {2, 5})
+        EXPECT_TRUE(performer::same_bits(expected, data.run(test::Threads{threads}))) << of << ", " << threads << " threads";
+    }
+}
 
 TEST(Executor, RunsCountTheSameWhateverTheirType) {
   EXPECT_EQ(longview::Run().concurrency(), 1);
