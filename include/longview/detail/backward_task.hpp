@@ -82,9 +82,9 @@ class BackwardWork {
   void set_lane(Index item, Index head, Index query, int lane, kernel::GradientBlock<T>& block) const {
     block.out[lane] = element_at(wanted_.out.out, item, head, query);
     block.d_out[lane] = element_at(wanted_.d_out, item, head, query);
-    block.d_query[lane] = wanted_.d_query ? element_at(wanted_.d_query, item, head, query) : nullptr;
+    block.d_query[lane] = wanted_.d_query.data_handle() != nullptr ? element_at(wanted_.d_query, item, head, query) : nullptr;
     block.lse[lane] = *element_at(wanted_.out.lse, item, head, query);
-    block.d_lse[lane] = wanted_.d_lse ? *element_at(wanted_.d_lse, item, head, query) : T{0};
+    block.d_lse[lane] = wanted_.d_lse.data_handle() != nullptr ? *element_at(wanted_.d_lse, item, head, query) : T{0};
     if (gradient_shape_.bias) block.d_bias[lane] = row_of(wanted_.scores.bias, item, head, query);
     if (gradient_shape_.slopes) block.d_slope[lane] = sums_->slope(item, head);
     if (gradient_shape_.sinks) block.d_sink[lane] = sums_->sink(item, head);

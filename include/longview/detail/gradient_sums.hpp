@@ -3,6 +3,8 @@
 /// What a backward call wants, and those of its gradients that are sums over tasks.
 #pragma once
 
+#include <cstring>
+
 #include "longview/detail/band_pattern.hpp"
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
@@ -45,7 +47,10 @@ class ZeroFill {
     const auto& view = views_[number];
     for (Index row = 0; row < view.extent(2); ++row) {
       T* const at = element_at(view, task / view.extent(1), task % view.extent(1), row);
-      for (Index c = 0; c < view.extent(3); ++c) at[c * view.stride(3)] = 0;
+      if (view.stride(3) == 1)
+        std::memset(at, 0, static_cast<std::size_t>(view.extent(3)) * sizeof(T));
+      else
+        for (Index c = 0; c < view.extent(3); ++c) at[c * view.stride(3)] = 0;
     }
   }
 
