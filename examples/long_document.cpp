@@ -32,7 +32,7 @@ using Clock = std::chrono::steady_clock;
 struct Arguments {
   std::vector<std::filesystem::path> files;
   std::vector<Index> lengths{1024, 4096, 16384, 65536};
-  double patience = 15;  ///< seconds for the document with an operator that sees everything
+  double patience = 10;  ///< seconds for the document with an operator that sees everything
   int threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1U, 64U));
   std::filesystem::path checkpoint;
 };
@@ -137,7 +137,8 @@ void print_what_fits(const std::vector<Measurement>& rows, const std::vector<Cho
     return std::any_of(choices.begin(), choices.end(),
                        [&](const Choice& choice) { return choice.name == row.name && choice.predicts; });
   };
-  std::printf("fits best (the fastest within 2 %% of the fewest bits): ");
+  std::printf("fits best (the fastest within 2 %% of the fewest bits):");
+  const Measurement* last = nullptr;
   for (const Index length : lengths) {
     double fewest = std::numeric_limits<double>::infinity();
     const Measurement* best = nullptr;
@@ -147,7 +148,11 @@ void print_what_fits(const std::vector<Measurement>& rows, const std::vector<Cho
       if (row.length == length && predicts(row) && row.bits <= nearly * fewest &&
           (best == nullptr || row.microseconds < best->microseconds))
         best = &row;
-    std::printf("%s%s at %td", length == lengths.front() ? "" : "; ", best->name.c_str(), length);
+    if (last == nullptr || last->name != best->name)
+      std::printf("%s %s at %td", last == nullptr ? "" : ";", best->name.c_str(), length);
+    else
+      std::printf(", %td", length);
+    last = best;
   }
   std::printf("\n");
 }
