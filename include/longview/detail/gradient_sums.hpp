@@ -3,7 +3,7 @@
 /// What a backward call wants, and those of its gradients that are sums over tasks.
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 
 #include "longview/detail/band_pattern.hpp"
 
@@ -48,7 +48,7 @@ class ZeroFill {
     for (Index row = 0; row < view.extent(2); ++row) {
       T* const at = element_at(view, task / view.extent(1), task % view.extent(1), row);
       if (view.stride(3) == 1)
-        std::memset(at, 0, static_cast<std::size_t>(view.extent(3)) * sizeof(T));
+        std::fill_n(at, view.extent(3), T{0});
       else
         for (Index c = 0; c < view.extent(3); ++c) at[c * view.stride(3)] = 0;
     }
