@@ -18,7 +18,6 @@
 #include <type_traits>
 #include <vector>
 
-
 namespace longview_bench {
 
 using longview::Index;

@@ -70,9 +70,10 @@ std::vector<Choice> choices_for(const ByteTransformer& model) {
 struct Measurement {
   std::string name;
   Index length = 0;
+  bool predicts = true;
   double bits = 0;                            ///< per byte
   double microseconds = 0, in_attention = 0;  ///< per byte
-  double error = 0;                           ///< of the encoded rows, relative to those of full attention
+  std::optional<double> error{};              ///< of the encoded rows, relative to those of full attention
   std::size_t extra_bytes = 0;
 };
 
@@ -80,7 +81,7 @@ struct Measurement {
 Measurement measure(const ByteTransformer& model, const Choice& choice, const Passages& all, Index length,
                     const ThreadPool& pool, Matrix& encoded) {
   encoded.resize(all.count() * length, model.sizes.width);
-  Measurement measured{.name = choice.name, .length = length};
+  Measurement measured{.name = choice.name, .length = length, .predicts = choice.predicts};
   const std::unique_ptr<Attention> attention = choice.make();
   Transformer transformer(model, *attention, pool);
   double total = 0, bytes = 0;
@@ -120,32 +121,27 @@ void print_header() {
   std::printf("%7s  %-34s %13s %7s %13s %13s %13s\n", "context", "attention", "bits per byte", "error", "time per byte",
               "in attention", "extra memory");
 }
-void print(const Measurement& row, bool predicts, bool has_error) {
+void print(const Measurement& row) {
   char bits[16] = "-", error[16] = "-";
-  if (predicts) std::snprintf(bits, sizeof bits, "%.3f", row.bits);
-  if (has_error) std::snprintf(error, sizeof error, "%.3f", row.error);
+  if (row.predicts) std::snprintf(bits, sizeof bits, "%.3f", row.bits);
+  if (row.error) std::snprintf(error, sizeof error, "%.3f", *row.error);
   std::printf("%7td  %-34s %13s %7s %10.2f us %10.2f us %13s\n", row.length, row.name.c_str(), bits, error,
               row.microseconds, row.in_attention, text_of_bytes(row.extra_bytes).c_str());
   std::fflush(stdout);
 }
 
 /// Of those that predict, the fastest whose bits are nearly the fewest.
-void print_what_fits(const std::vector<Measurement>& rows, const std::vector<Choice>& choices,
-                     const std::vector<Index>& lengths) {
+void print_what_fits(const std::vector<Measurement>& rows, const std::vector<Index>& lengths) {
   constexpr double nearly = 1.02;
-  const auto predicts = [&](const Measurement& row) {
-    return std::any_of(choices.begin(), choices.end(),
-                       [&](const Choice& choice) { return choice.name == row.name && choice.predicts; });
-  };
   std::printf("fits best (the fastest within 2 %% of the fewest bits):");
   const Measurement* last = nullptr;
   for (const Index length : lengths) {
     double fewest = std::numeric_limits<double>::infinity();
     const Measurement* best = nullptr;
     for (const Measurement& row : rows)
-      if (row.length == length && predicts(row)) fewest = std::min(fewest, row.bits);
+      if (row.length == length && row.predicts) fewest = std::min(fewest, row.bits);
     for (const Measurement& row : rows)
-      if (row.length == length && predicts(row) && row.bits <= nearly * fewest &&
+      if (row.length == length && row.predicts && row.bits <= nearly * fewest &&
           (best == nullptr || row.microseconds < best->microseconds))
         best = &row;
     if (last == nullptr || last->name != best->name)
@@ -222,14 +218,16 @@ void run(const Arguments& arguments) {
         continue;
       }
       rows.push_back(measure(model, choice, passages, length, pool, encoded));
-      if (choice.quadratic) exact = encoded;
-      if (exact.size() != 0) rows.back().error = (encoded - exact).norm() / exact.norm();
+      if (choice.quadratic)
+        exact = encoded;
+      else if (exact.size() != 0)
+        rows.back().error = (encoded - exact).norm() / exact.norm();
       progress.clear();
-      print(rows.back(), choice.predicts, exact.size() != 0 && !choice.quadratic);
+      print(rows.back());
     }
   }
   std::printf("\n");
-  if (checkpoint) print_what_fits(rows, choices, lengths);
+  if (checkpoint) print_what_fits(rows, lengths);
   std::printf(R"(
 bits per byte: of what comes next, in the same %td bytes cut into contexts of that length; the model was not trained anew for
   the operator. Linformer sees what is to come, so it says nothing

@@ -85,7 +85,7 @@ TYPED_TEST_P(GradientLaws, S01_NoQueries) {
 
 TYPED_TEST_P(GradientLaws, S02_NoKeys) {
   using T = typename TypeParam::Element;
-  if (TypeParam::same_lengths) GTEST_SKIP() << "queries are keys";
+  if (TypeParam::same_lengths) GTEST_SKIP() << "queries are keys: no keys is S01_NoQueries";
   Random random(2);
   const Problem<T> problem({2, 4, 2, 60, 0, 3, 3}, random);
   const Arrived<T> arrived(problem.sizes, random, true);
@@ -1041,7 +1041,7 @@ TYPED_TEST_P(GradientLaws, S17_LengthsAroundEveryTile) {
 
 TYPED_TEST_P(GradientLaws, S17_LengthsThatCrossRanges) {
   using T = typename TypeParam::Element;
-  if (std::string(TypeParam::name) == "relative_attention") GTEST_SKIP() << "has a test of its own";
+  if (std::string(TypeParam::name) == "relative_attention") GTEST_SKIP() << "keys in the past: RelativeGradients.S17_KeysThatCrossRanges";
   Random random(818);
   for (const Index keys : {2047, 2048, 2049}) {
     const Problem<T> problem({1, 2, 1, TypeParam::same_lengths ? keys : 3, keys, 3, 2}, random, 2);

@@ -5,7 +5,7 @@
 
 #include <longview/kernel/targets.hpp>
 
-#define LONGVIEW_KERNELS(prefix, T)                                                                 \
+#define LONGVIEW_KERNELS(prefix, T)                                                                      \
   prefix template longview::kernel::AttentionKernel<T> longview::kernel::attention_kernel<T>();          \
   prefix template longview::kernel::BackwardKernel<T> longview::kernel::backward_kernel<T>();            \
   prefix template longview::kernel::ProjectionKernel<T> longview::kernel::projection_kernel<T>();        \
