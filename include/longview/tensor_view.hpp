@@ -95,7 +95,11 @@ class TensorView {
   LONGVIEW_INLINE constexpr const Shape<Rank>& shape() const { return shape_; }
   LONGVIEW_INLINE constexpr const Shape<Rank>& strides() const { return stride_; }
   /// False: absent.
-  LONGVIEW_INLINE constexpr explicit operator bool() const { return data_ != nullptr || shape_ != Shape<Rank>{}; }
+  LONGVIEW_INLINE constexpr explicit operator bool() const {
+    bool present = data_ != nullptr;
+    for (const Index extent : shape_) present = present || extent != 0;  // not ==, which calls memcmp
+    return present;
+  }
 
   /// One element; the indices are checked in debug builds.
   template <typename... At>

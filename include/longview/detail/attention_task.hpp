@@ -84,15 +84,16 @@ Index total_rows(const Pattern& pattern) {
   return rows;
 }
 
-/// Calls fill(head, query, lane) for the lanes of the block of at most `width` rows that begins with row `row`. Lanes beyond the
-/// last row repeat it, so that kernels need no special case. Returns the number of rows.
+/// Calls fill(head, query, lane) for the lanes of the block of at most `width` rows, three vectors, that begins with row `row`.
+/// Lanes beyond the last row repeat it to the end of its vector, so that kernels need no special case. Returns the number of
+/// rows.
 template <typename Fill>
 LONGVIEW_INLINE Index fill_lanes(const RowSet& rows, Index row, Index width, const Fill& fill) {
-  const Index left = rows.heads * rows.count - row, count = left < width ? left : width;
-  for (Index lane = 0; lane < width; ++lane) {
-    const Index at = row + (lane < count ? lane : count - 1), number = at % rows.count;
-    fill(rows.head + at / rows.count, rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step,
-         static_cast<int>(lane));
+  const Index left = rows.heads * rows.count - row, count = left < width ? left : width, vector = width / 3;
+  Index head = rows.head + row / rows.count, number = row % rows.count;
+  for (Index lane = 0; lane < (count + vector - 1) / vector * vector; ++lane) {
+    fill(head, rows.rows != nullptr ? rows.rows[number] : rows.first + number * rows.step, static_cast<int>(lane));
+    if (lane < count - 1 && ++number == rows.count) number = 0, ++head;
   }
   return count;
 }
