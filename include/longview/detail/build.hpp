@@ -10,14 +10,17 @@
 #if defined(__GNUC__)
 #define LONGVIEW_INLINE inline __attribute__((always_inline))
 #define LONGVIEW_COLD __attribute__((cold, noinline))
+#define LONGVIEW_NOINLINE __attribute__((noinline))
 #define LONGVIEW_NO_ALIAS __restrict__
 #elif defined(_MSC_VER)
 #define LONGVIEW_INLINE __forceinline
 #define LONGVIEW_COLD __declspec(noinline)
+#define LONGVIEW_NOINLINE __declspec(noinline)
 #define LONGVIEW_NO_ALIAS __restrict
 #else
 #define LONGVIEW_INLINE inline
 #define LONGVIEW_COLD
+#define LONGVIEW_NOINLINE
 #define LONGVIEW_NO_ALIAS
 #endif
 

@@ -83,6 +83,7 @@ inline constexpr int most_segments = 8, most_blocks = 24;
 /// The rows of a segment that each lane of a block sees, first[l] <= row < last[l].
 struct LaneBounds {
   Index low, high;                 // seen by some lane
+  Index vector_low[3], vector_high[3];  // of a vector
   Index inner_low, inner_high;     // seen by all lanes
   Index first[most_lanes], last[most_lanes];
 };
