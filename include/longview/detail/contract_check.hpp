@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 
 #include "longview/workspace.hpp"
@@ -34,12 +35,11 @@ LONGVIEW_INLINE bool add(Index a, Index b, Index& sum) {
   return true;
 }
 
-template <std::size_t Rank>
-std::string text_of(const Shape<Rank>& shape) {
+LONGVIEW_COLD inline std::string text_of(std::span<const Index> shape) {
   std::string text;
-  for (std::size_t axis = 0; axis < Rank; ++axis) {
-    if (axis > 0) text += 'x';
-    text += std::to_string(shape[axis]);
+  for (const Index extent : shape) {
+    if (!text.empty()) text += 'x';
+    text += std::to_string(extent);
   }
   return text;
 }
@@ -137,36 +137,31 @@ class Contract {
   void require(bool holds, const char* argument, const char* reason) {
     if (!holds) fail(argument, reason);
   }
+  // Names are made strings of, and texts written, only where something is wrong: a valid call allocates nothing, and what
+  // raises is compiled once.
+
   /// `argument: what (got .., expected .. from source)`
   void equal(const char* argument, const char* what, Index got, Index expected, const char* source) {
-    if (got != expected)
-      fail(argument, std::string(what) + " (got " + std::to_string(got) + ", expected " + std::to_string(expected) +
-                         (*source != '\0' ? " from " : "") + source + ")");
+    if (got != expected) fail_unequal(argument, what, got, expected, source);
   }
   template <typename Name>
-  void at_least(const Name& argument, const char* what, Index got, Index least) {
-    if (got < least)
-      fail(argument, std::string(what) + (*what != '\0' ? " " : "") + "must be >= " + std::to_string(least) + " (got " +
-                         std::to_string(got) + ")");
+  void at_least(Name argument, const char* what, Index got, Index least) {
+    if (got < least) fail_small(argument, what, got, least);
   }
-  // Names are made strings of only where something is wrong: a valid call allocates nothing.
   template <typename Name, typename Number>
-  void size(const Name& argument, std::span<Number> span, Index expected, const char* source) {
-    if (static_cast<Index>(span.size()) != expected)
-      fail(argument, "size (got " + std::to_string(span.size()) + ", expected " + std::to_string(expected) + " from " +
-                         source + ")");
+  void size(Name argument, std::span<Number> span, Index expected, const char* source) {
+    if (const auto got = static_cast<Index>(span.size()); got != expected) fail_unequal(argument, "size", got, expected, source);
   }
   /// Every extent is the expected one or 1.
   template <typename Name, typename T, std::size_t Rank>
-  void broadcasts(const Name& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+  void broadcasts(Name argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
     for (std::size_t axis = 0; axis < Rank; ++axis)
-      if (view.extent(axis) != expected[axis] && view.extent(axis) != 1)
-        fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
+      if (view.extent(axis) != expected[axis] && view.extent(axis) != 1) fail_shape(argument, view.shape(), expected);
   }
   template <typename Name, typename T, std::size_t Rank>
-  void shape(const Name& argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
-    if (view.shape() != expected)
-      fail(argument, "shape (got " + text_of(view.shape()) + ", expected " + text_of(expected) + ")");
+  void shape(Name argument, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
+    for (std::size_t axis = 0; axis < Rank; ++axis)
+      if (view.extent(axis) != expected[axis]) return fail_shape(argument, view.shape(), expected);
   }
 
   template <typename T, std::size_t Rank>
@@ -216,27 +211,40 @@ class Contract {
   }
 
  private:
+  LONGVIEW_COLD void fail_unequal(const std::string& argument, const char* what, Index got, Index expected, const char* source) {
+    fail(argument, std::string(what) + " (got " + std::to_string(got) + ", expected " + std::to_string(expected) +
+                       (*source != '\0' ? " from " : "") + source + ")");
+  }
+  LONGVIEW_COLD void fail_small(const std::string& argument, const char* what, Index got, Index least) {
+    fail(argument, std::string(what) + (*what != '\0' ? " " : "") + "must be >= " + std::to_string(least) + " (got " +
+                       std::to_string(got) + ")");
+  }
+  LONGVIEW_COLD void fail_shape(const std::string& argument, std::span<const Index> got, std::span<const Index> expected) {
+    fail(argument, "shape (got " + text_of(got) + ", expected " + text_of(expected) + ")");
+  }
+
   template <typename T, std::size_t Rank>
   void record(const char* name, const TensorView<T, Rank>& view, bool written) {
     static_assert(Rank <= 4);
-    if (!ok()) return;
     ViewRecord entry{name, reinterpret_cast<std::uintptr_t>(view.data_handle()), sizeof(T), static_cast<int>(Rank), written,
                      {},   {}};
-    Index count = 1, span = 1;
+    for (std::size_t axis = 0; axis < Rank; ++axis) entry.extent[axis] = view.extent(axis), entry.stride[axis] = view.stride(axis);
+    add_record(entry, alignof(T));
+  }
+  void add_record(const ViewRecord& entry, std::size_t alignment) {
+    if (!ok()) return;
+    const char* const name = entry.name;
+    Index count = 1, span = 1, bytes = 0;
     bool empty = false, fits = true;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-      const Index extent = entry.extent[axis] = view.extent(axis);
-      entry.stride[axis] = view.stride(axis);
+    for (int axis = 0; axis < entry.rank; ++axis) {
+      const Index extent = entry.extent[axis];
       if (extent < 0) return fail(name, "extent must be >= 0 (got " + std::to_string(extent) + ")");
       if (extent == 0) empty = true;
     }
     if (empty) return;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
-      fits = fits && multiply(count, entry.extent[axis], count);
-    }
+    for (int axis = 0; axis < entry.rank; ++axis) fits = fits && multiply(count, entry.extent[axis], count);
     if (!fits) return fail(name, "element count overflows", true);
-    Index bytes = 0;
-    for (std::size_t axis = 0; axis < Rank; ++axis) {
+    for (int axis = 0; axis < entry.rank; ++axis) {
       const Index stride = entry.stride[axis] < 0 ? -(entry.stride[axis] + 1) : entry.stride[axis];
       Index reach = 0;
       fits = fits && multiply(entry.extent[axis] - 1, stride, reach) && add(span, reach, span);
@@ -245,11 +253,11 @@ class Contract {
       return fail(name, "byte count overflows", true);
     if (entry.data == 0) {
       if (run_.rehearsal() == nullptr) fail(name, "null data for " + std::to_string(count) + " elements");
-    } else if (entry.data % alignof(T) != 0) {
-      return fail(name, "pointer not aligned to " + std::to_string(alignof(T)));
+    } else if (entry.data % alignment != 0) {
+      return fail(name, "pointer not aligned to " + std::to_string(alignment));
     }
-    if (written && !is_nested(normalise(entry))) {
-      for (std::size_t axis = 0; axis < Rank; ++axis)
+    if (entry.written && !is_nested(normalise(entry))) {
+      for (int axis = 0; axis < entry.rank; ++axis)
         if (entry.stride[axis] == 0 && entry.extent[axis] > 1)
           return fail(name, "elements overlap (stride 0 on dim " + std::to_string(axis) + ")");
       return fail(name, "elements overlap");
