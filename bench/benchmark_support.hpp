@@ -134,6 +134,12 @@ class ResidentGrowth {
   double before_ = 0;
 };
 
+/// A function of its own, so that bench/instructions can count what runs inside.
+template <typename Call>
+[[gnu::noinline]] void timed_call(const Call& call, const longview::Run& run) {
+  call(run);
+}
+
 /// Times `call(run)` with a workspace of the size that a rehearsal asks for. `useful_flops`: of unmasked pairs only.
 template <typename T, typename Call>
 void measure(benchmark::State& state, const Cell& cell, double useful_flops, const Call& call) {
@@ -153,7 +159,7 @@ void measure(benchmark::State& state, const Cell& cell, double useful_flops, con
   const long allocated = allocations();
   const auto start = std::chrono::steady_clock::now();
   for (auto _ : state) {
-    call(run(workspace));
+    timed_call(call, run(workspace));
     benchmark::ClobberMemory();
   }
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;

@@ -290,7 +290,8 @@ def drive(options):
     start = time.monotonic()
     for count, cell in enumerate(cells):
         spent = time.monotonic() - start
-        left = f", about {math.ceil(spent / count * (len(cells) - count) / 60)} min left" if count > 3 else ""
+        known = sys.stdout.isatty() and count > 3
+        left = f", about {math.ceil(spent / count * (len(cells) - count) / 60)} min left" if known else ""
         print(f"[{count + 1}/{len(cells)}{left}] {cell.name}", flush=True)
         askers = [("longview", library)] if cell.name in library.programs else []
         askers += [(name, worker) for name, worker in workers.items() if name not in missing and cell.name in compared]
@@ -310,11 +311,11 @@ def drive(options):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     epilog="Other options go to the library's programs.", allow_abbrev=False)
     parser.add_argument("--cells", default="", help="regular expression on cell names")
     parser.add_argument("--peers", default="", help="regular expression on peer names: " + ", ".join(PEER_NAMES))
     parser.add_argument("--library", nargs="*", default=[], metavar="PROGRAM", help="benchmark programs of the library")
-    parser.add_argument("--library-options", nargs="*", default=[], metavar="OPTION", help="further options for them")
     parser.add_argument("--every-cell", action="store_true", help="also the library's cells that no peer is asked for")
     parser.add_argument("--quick", action="store_true", help=f"only cells up to {QUICK} keys, shorter samples")
     parser.add_argument("--performer-jax", type=Path, metavar="FILE",
@@ -323,7 +324,7 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the cell names and stop")
     parser.add_argument("--verbose", action="store_true", help="show what the peers print")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options, options.library_options = parser.parse_known_args()
     if options.worker:
         work(options.worker)
     elif options.list:
