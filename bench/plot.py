@@ -6,7 +6,7 @@
     bench/plot.py build/bench/peers.json --out build/bench
 
   time_against_length    a call, per operator, with the exponent of the growth
-  memory_against_length  scratch of a call: its workspace, and how much the process grew
+  memory_against_length  scratch of a call: its workspace, and how much the process grew beside it
   time_against_window    a token, per window
   speed_against_peers    share of the machine's limit per cell, the best peer beside it
 """
@@ -64,7 +64,7 @@ def time_against_window(results):
                  for cell, result in results.ours.items()
                  if (match := re.fullmatch(pattern, cell)) and (match.lastindex == 1 or match[1] == match[2])]
         if len(found) >= 2:
-            lines.append((f"{name}: keys^{exponent(found):.2f}", sorted(found)))
+            lines.append((name, sorted(found)))
     return {"8192 tokens": lines} if lines else {}
 
 
@@ -77,27 +77,30 @@ def plain(value):
     return f"{value:g}"
 
 
-def draw_lines(plt, results, panels, heading, x_label, y_label, y_text, scale=()):
+def draw_lines(plt, ticker, results, panels, heading, x_label, y_label, y_text, y_ticks=None, scale=()):
     """Panels of log-log lines; `scale`: (label, function of x) drawn dashed for comparison."""
     panels = {name: lines for name, lines in panels.items() if lines}
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels) + 0.4, 5.4), sharey=True, squeeze=False)
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(6.2 * len(panels) + 0.4, 6.4), sharey=True, squeeze=False)
     for axes, (name, lines) in zip(all_axes[0], panels.items()):
         for i, (label, line) in enumerate(lines):
             # Lines that lie on each other stay visible: later ones are thinner, their markers smaller.
             axes.plot(*zip(*line), marker=MARKERS[i], label=label, linewidth=2.6 - 0.3 * i, markersize=9 - 0.8 * i)
+        axes.set(xscale="log", yscale="log", xlabel=x_label)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 3)) if y_ticks is None else ticker.FixedLocator(y_ticks))
+        if y_ticks:
+            axes.set_ylim(y_ticks[0] / 1.5, y_ticks[-1] * 1.5)
         ticks = sorted({x for _, line in lines for x, _ in line})
         for label, function in scale:
-            axes.plot(ticks, [function(x) for x in ticks], linestyle="--", color="gray", linewidth=1)
-            axes.annotate(label, (ticks[0], function(ticks[0])), textcoords="offset points", xytext=(2, 5), fontsize=8, color="gray")
-        axes.set(xscale="log", yscale="log", xlabel=x_label)
+            axes.plot(ticks, [function(x) for x in ticks], linestyle="--", color="gray", linewidth=1, label=label)
         axes.set_title(name, fontsize=10)
         axes.set_xticks(ticks, [plain(x) for x in ticks], rotation=45, fontsize=8)
         axes.yaxis.set_major_formatter(lambda value, _: y_text(value))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2 if len(lines) > 3 else 1)
     all_axes[0][0].set_ylabel(y_label)
     figure.suptitle(title(results, heading), fontsize=11)
+    figure.tight_layout()
     return figure
 
 
@@ -113,28 +116,30 @@ def draw_peers(plt, results):
     columns = [[cell for cell in results.compared() if ("_backward" in cell) == backward and results.ours[cell].share]
                for backward in (False, True)]
     columns = [cells for cells in columns if cells]
-    figure, all_axes = plt.subplots(1, len(columns), figsize=(7.5 * len(columns), 1.6 + 0.21 * max(map(len, columns))),
-                                    squeeze=False)
+    height = 2 + 0.21 * max(map(len, columns))
+    figure, all_axes = plt.subplots(1, len(columns), figsize=(7.6 * len(columns), height), squeeze=False)
     sgemm, probe = results.sgemm(), results.probe()
     for axes, cells in zip(all_axes[0], columns):
         for y, cell in enumerate(cells):
             ours, (name, peer) = results.ours[cell], results.best_peer(cell)
-            axes.barh(y, 100 * ours.share, height=0.72, color="tab:blue", label="this library" if y == 0 else None)
-            theirs = 100 * ours.share * ours.seconds / peer.seconds
-            axes.barh(y, theirs, height=0.28, color="tab:orange", label="best peer" if y == 0 else None)
-            axes.text(max(100 * ours.share, theirs) + 1, y, f"{name}, {peer.seconds / ours.seconds:.2f}", va="center", fontsize=7)
+            share, ratio = 100 * ours.share, peer.seconds / ours.seconds
+            axes.barh(y, share, height=0.74, color="tab:blue", label="this library" if y == 0 else None)
+            axes.barh(y, share / ratio, height=0.3, color="tab:orange", label="best peer, and its time over ours" if y == 0 else None)
+            axes.text(108, y, f"{ratio:.2f}", va="center", ha="right", fontsize=7)
+            axes.text(110, y, name, va="center", fontsize=7)
         if sgemm and probe:
-            axes.axvline(100 * sgemm / probe["median"], color="gray", linestyle="--", linewidth=1, label="PyTorch's sgemm")
+            axes.axvline(100 * sgemm / probe["median"], color="black", linestyle=":", linewidth=1,
+                         label="product of 2048 x 2048 matrices by PyTorch")
         axes.set_yticks(range(len(cells)), [short(cell) for cell in cells], fontsize=7)
-        axes.set_ylim(len(cells) - 0.4, -0.6)
-        axes.set(xlim=(0, 125), xlabel="% of the peak of fused multiply-adds; behind the bars: the best peer, and how many times faster this library is")
-        axes.xaxis.label.set_size(8)
+        axes.set(xlim=(0, 142), ylim=(len(cells) - 0.4, -0.6), xlabel="% of the peak of fused multiply-adds")
         axes.set_title("backward" if "_backward" in cells[0] else "forward", fontsize=10)
         axes.set_xticks(range(0, 101, 20))
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8, loc="lower right")
-    figure.suptitle(title(results, "Useful operations as a share of the machine's limit"), fontsize=11)
+    figure.suptitle(title(results, "Useful operations as a share of the machine's limit"), fontsize=11, y=1 - 0.1 / height)
+    handles, labels = all_axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, 1 - 0.6 / height))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.8 / height))
     return figure
 
 
@@ -162,6 +167,7 @@ def main():
         matplotlib.use("Agg")
         matplotlib.rcParams["svg.hashsalt"] = "longview"  # the same file for the same numbers
         import matplotlib.pyplot as plt
+        import matplotlib.ticker as ticker
     except ImportError:
         print("plot.py: matplotlib is not installed (apt: python3-matplotlib), so here are the numbers:")
         for _, heading, panels, text in plots:
@@ -170,17 +176,17 @@ def main():
 
     figures = {}
     for name, heading, panels, text in plots:
-        x_label, y_label, scale = "length", "time of a call", []
+        x_label, y_label, y_ticks, scale = "length", "time of a call", None, []
         if name == "memory_against_length":
-            y_label = "workspace and growth of the process"
+            y_label, y_ticks = "workspace and growth of the process", [1 << k for k in range(16, 28, 2)]
             scale = [("query, key, value and output", lambda n: 4 * 4 * 64 * n), ("a matrix of all scores", lambda n: 4 * n * n)]
         elif name == "time_against_window":
             x_label, y_label = "keys that a query sees", "time of a token"
-        figures[name] = draw_lines(plt, results, panels, heading + ", a head of 64 channels", x_label, y_label, text, scale)
+        figures[name] = draw_lines(plt, ticker, results, panels, heading + ", a head of 64 channels", x_label, y_label, text,
+                                   y_ticks, scale)
     if results.compared():
         figures["speed_against_peers"] = draw_peers(plt, results)
     for name, figure in figures.items():
-        figure.tight_layout()
         path = Path(options.out) / f"{name}.svg"
         figure.savefig(path, metadata={"Date": None, "Creator": None})
         print(f"written: {path}")

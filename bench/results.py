@@ -19,6 +19,7 @@ class Result:
     workspace: float | None = None  # bytes
     allocations: float | None = None
     growth: float | None = None     # bytes
+    disturbed: bool = False         # another process had the core: not the time that passed, but the process's own
 
     @property
     def scratch(self):
@@ -51,16 +52,25 @@ class Results:
         return {"min": min(self.probes), "median": statistics.median(self.probes), "max": max(self.probes)}
 
 
-def middle(entries, key):
-    values = [entry[key] for entry in entries if key in entry]
-    return statistics.median(values) if values else None
-
-
 def result_of(entries):
-    name = lambda *names: next((value for key in names if (value := middle(entries, key)) is not None), None)
-    seconds = statistics.median(entry["real_time"] * UNITS[entry["time_unit"]] for entry in entries)
-    return Result(seconds, name("GFLOP/s", "useful_gflops"), name("of_peak", "share_of_fma"), name("workspace_bytes"),
-                  name("allocations"), name("resident_growth"))
+    """The median of repetitions. Where another process had the core while ours was to run, the process's own time is what
+    a call takes; on several threads it says nothing."""
+    alone = [entry for entry in entries if entry.get("cpu_time", entry["real_time"]) >= 0.95 * entry["real_time"]]
+    several_threads = "/t2" in entries[0]["name"]
+    disturbed = not alone and not several_threads
+    if alone and not several_threads:
+        entries = alone
+
+    def middle(*keys):
+        values = [entry[key] for entry in entries for key in keys if key in entry]
+        return statistics.median(values) if values else None
+
+    clock = "cpu_time" if disturbed else "real_time"
+    seconds = statistics.median(entry[clock] * UNITS[entry["time_unit"]] for entry in entries)
+    faster = middle("real_time") / middle(clock)
+    rate, share = middle("GFLOP/s", "useful_gflops"), middle("of_peak", "share_of_fma")
+    return Result(seconds, rate * faster, None if share is None else share * faster, middle("workspace_bytes"),
+                  middle("allocations"), middle("resident_growth"), disturbed)
 
 
 def read(files):

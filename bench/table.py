@@ -47,6 +47,8 @@ def own_table(cells):
     for cell, r in cells.items():
         yield row(cell, time_text(r.seconds), f"{r.gflops:.1f}", percent(r.share), optional(bytes_text, r.workspace),
                   optional("{:.3g}".format, r.allocations), optional(bytes_text, r.growth))
+    if disturbed := [cell for cell, r in cells.items() if r.disturbed]:
+        yield f"\n{len(disturbed)} cells shared their core with another process; their time is the process's own."
 
 
 def ratio_table(results):
