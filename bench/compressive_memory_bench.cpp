@@ -83,7 +83,7 @@ void push(benchmark::State& state, const Cell& cell) {
   const auto once = [&](longview::Run run) {
     memory.push({rows.data(), {1, 1, n, d}}, {.convolution = {weights.data(), {d, d, rate}}}, run);
   };
-  for (int turn = 0; turn < 2; ++turn) once({});
+  for (int turn = 0; turn < 8; ++turn) once({});
   measure<T>(state, cell, 2 * static_cast<double>(n * d * d), once);
 }
 

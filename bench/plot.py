@@ -38,7 +38,8 @@ MARKERS = "os^Dv<>"
 
 def points(results, pattern, value):
     """Sorted (length, value) of the cells that a pattern matches."""
-    found = [(int(match[1]), value(result)) for cell, result in results.ours.items() if (match := re.fullmatch(pattern, cell))]
+    found = [(int(match[1]), value(result)) for cell, result in results.ours.items()
+             if (match := re.fullmatch(pattern, cell))]
     return sorted((n, y) for n, y in found if n >= SHORTEST and y is not None)
 
 
@@ -70,7 +71,8 @@ def time_against_window(results):
 
 def title(results, rest):
     context = results.context
-    return f"{rest}\n{context.get('machine', 'unknown processor')}, one thread, {context.get('instruction_set', '')}, float32"
+    machine = context.get("machine", "unknown processor")
+    return f"{rest}\n{machine}, one thread, {context.get('instruction_set', '')}, float32"
 
 
 def plain(value):
@@ -124,7 +126,8 @@ def draw_peers(plt, results):
             ours, (name, peer) = results.ours[cell], results.best_peer(cell)
             share, ratio = 100 * ours.share, peer.seconds / ours.seconds
             axes.barh(y, share, height=0.74, color="tab:blue", label="this library" if y == 0 else None)
-            axes.barh(y, share / ratio, height=0.3, color="tab:orange", label="best peer, and its time over ours" if y == 0 else None)
+            axes.barh(y, share / ratio, height=0.3, color="tab:orange",
+                      label="best peer, and its time over ours" if y == 0 else None)
             axes.text(108, y, f"{ratio:.2f}", va="center", ha="right", fontsize=7)
             axes.text(110, y, name, va="center", fontsize=7)
         if sgemm and probe:
@@ -179,7 +182,8 @@ def main():
         x_label, y_label, y_ticks, scale = "length", "time of a call", None, []
         if name == "memory_against_length":
             y_label, y_ticks = "workspace and growth of the process", [1 << k for k in range(16, 28, 2)]
-            scale = [("query, key, value and output", lambda n: 4 * 4 * 64 * n), ("a matrix of all scores", lambda n: 4 * n * n)]
+            scale = [("query, key, value and output", lambda n: 4 * 4 * 64 * n),
+                     ("a matrix of all scores", lambda n: 4 * n * n)]
         elif name == "time_against_window":
             x_label, y_label = "keys that a query sees", "time of a token"
         figures[name] = draw_lines(plt, ticker, results, panels, heading + ", a head of 64 channels", x_label, y_label, text,

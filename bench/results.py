@@ -40,7 +40,8 @@ class Results:
 
     def sgemm(self):
         """GFLOP/s of a 2048 x 2048 product in the same run, or None."""
-        rates = [result.gflops for cell, peers in self.peers.items() if cell.startswith("sgemm/") for result in peers.values()]
+        rates = [result.gflops for cell, peers in self.peers.items() if cell.startswith("sgemm/")
+                 for result in peers.values()]
         return statistics.median(rates) if rates else None
 
     def compared(self):

@@ -64,7 +64,8 @@ def ratio_table(results):
         lengths = [(n, ours[cell].seconds) for n in (2 ** k for k in range(10, 21))
                    if (cell := f"{operator}/f32/b1/h1/n{n}/d64{tail}") in ours and n >= first]
         if len(lengths) >= 3:
-            rows.append((f"growth of time with n, {lengths[0][0]} to {lengths[-1][0]}: {operator}", f"n^{exponent(lengths):.2f}"))
+            rows.append((f"growth of time with n, {lengths[0][0]} to {lengths[-1][0]}: {operator}",
+                         f"n^{exponent(lengths):.2f}"))
     if rows:
         yield head("times compared", "ratio")
         yield from (row(*columns) for columns in rows)
@@ -77,8 +78,9 @@ def comparison_table(results):
         r, (name, peer) = results.ours[cell], results.best_peer(cell)
         ratio = peer.seconds / r.seconds
         ratios.append(ratio)
-        yield row(cell, time_text(r.seconds), f"{r.gflops:.1f}", percent(r.share), percent(r.gflops / sgemm if sgemm else None),
-                  name, f"{peer.gflops:.1f}", f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**")
+        ratio_text = f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+        yield row(cell, time_text(r.seconds), f"{r.gflops:.1f}", percent(r.share),
+                  percent(r.gflops / sgemm if sgemm else None), name, f"{peer.gflops:.1f}", ratio_text)
     if ratios:
         yield ""
         yield (f"Faster than every peer in {sum(ratio >= 1 for ratio in ratios)} of {len(ratios)} cells; ratios from "
