@@ -47,9 +47,9 @@ struct AttentionTensors {
 template <typename T, typename Forward, typename Backward>
 void measure_pass(benchmark::State& state, const Cell& cell, double forward_flops, const Forward& forward,
                   const Backward& backward) {
-  if (!cell.backward()) return measure<T>(state, forward_flops, forward);
+  if (!cell.backward()) return measure<T>(state, cell, forward_flops, forward);
   forward(longview::Run());
-  measure<T>(state, 2.5 * forward_flops, backward);
+  measure<T>(state, cell, 2.5 * forward_flops, backward);
 }
 
 /// Unmasked pairs of one head of length n; the first `global` tokens are global.

@@ -15,15 +15,20 @@ namespace {
 using namespace longview_bench;
 using longview::TensorView;
 
-/// compressive_forward, or compressive_contiguous: the keys in one piece. relpos1: with relative positions.
+/// compressive_forward and compressive_backward, or compressive_contiguous: the keys in one piece. relpos1: with relative
+/// positions; their table gets no gradient. The backward pass counts five products, with the relative term, too.
 template <typename T>
 void attend(benchmark::State& state, const Cell& cell) {
   const Index n = cell["n"], memory = cell["mem"], compressed = cell["cmem"], keys = n + memory + compressed,
               d = cell["d"];
   AttentionTensors<T> x(cell, keys);
   const std::vector<T> table = normal<T>(keys * d, 4);
+  const longview::Scores<T> plain{.causal = true};
+  const longview::RelativeOptions<T> relative{.position = {table.data(), {1, keys, d}}};
+  const bool is_relative = cell.has("relpos");
   const double pairs = static_cast<double>(n * keys) - static_cast<double>(n * (n - 1)) / 2;
-  const bool relative = cell.get("relpos", 0) != 0;
+  const double product = attention_flops(cell, pairs) / 2;
+
   const auto piece = [&](Index first, Index count) {
     return longview::KeyValue<T>{x.key().slice(2, first, count), x.value().slice(2, first, count), {}};
   };
@@ -31,11 +36,25 @@ void attend(benchmark::State& state, const Cell& cell) {
   const Keys view = cell.name().starts_with("compressive_contiguous")
                         ? Keys{x.key(), x.value()}
                         : Keys{piece(0, compressed), piece(compressed, memory), piece(compressed + memory, n)};
-  measure<T>(state, (relative ? 1.5 : 1) * attention_flops(cell, pairs), [&](longview::Run run) {
-    if (relative)
-      longview::relative_attention(x.query(), view, x.out(), {.position = {table.data(), {1, keys, d}}}, run);
+  const auto forward = [&](longview::Run run) {
+    is_relative ? longview::relative_attention(x.query(), view, {x.out(), x.lse()}, relative, run)
+                : longview::full_attention(x.query(), view, {x.out(), x.lse()}, plain, run);
+  };
+  if (!cell.backward()) return measure<T>(state, cell, (is_relative ? 3 : 2) * product, forward);
+
+  const auto gradient = [&](Index first, Index count) {
+    return longview::KeyValueGradient<T>{x.d_key().slice(2, first, count), x.d_value().slice(2, first, count)};
+  };
+  const longview::SegmentGradients<T> segments{gradient(0, compressed), gradient(compressed, memory),
+                                               gradient(compressed + memory, n)};
+  forward({});
+  measure<T>(state, cell, 5 * product, [&](longview::Run run) {
+    if (is_relative)
+      longview::relative_attention_backward(x.query(), view, {x.out(), x.lse()},
+                                            {.out = x.d_out(), .query = x.d_query(), .segments = segments}, relative, run);
     else
-      longview::full_attention(x.query(), view, x.out(), {.causal = true}, run);
+      longview::full_attention_backward(x.query(), view, {x.out(), x.lse()},
+                                        {.out = x.d_out(), .query = x.d_query(), .segments = segments}, plain, run);
   });
 }
 
@@ -48,7 +67,7 @@ void receive(benchmark::State& state, const Cell& cell) {
       received(static_cast<std::size_t>(cell["b"] * keys));
   const longview::Shape<3> rows{cell["b"], cell["h"], n};
   longview::full_attention(x.query(), x.key(), x.value(), {x.out(), {lse.data(), rows}});
-  measure<T>(state, attention_flops(cell, static_cast<double>(n * keys)) / 2, [&](longview::Run run) {
+  measure<T>(state, cell, attention_flops(cell, static_cast<double>(n * keys)) / 2, [&](longview::Run run) {
     longview::received_attention(x.query(), longview::KeyValueView<T>{x.key(), x.value()},
                                  longview::Output<const T>({}, {lse.data(), rows}),
                                  TensorView<T, 2>(received.data(), {cell["b"], keys}), {}, run);
@@ -64,8 +83,8 @@ void push(benchmark::State& state, const Cell& cell) {
   const auto once = [&](longview::Run run) {
     memory.push({rows.data(), {1, 1, n, d}}, {.convolution = {weights.data(), {d, d, rate}}}, run);
   };
-  for (int turn = 0; turn < 2; ++turn) once({});
-  measure<T>(state, 2 * static_cast<double>(n * d * d), once);
+  for (int turn = 0; turn < 8; ++turn) once({});
+  measure<T>(state, cell, 2 * static_cast<double>(n * d * d), once);
 }
 
 /// Multiply-adds of the rows.
@@ -89,10 +108,10 @@ void merge(benchmark::State& state, const Cell& cell) {
                work = 2 * static_cast<double>(parts) * elements;
   const auto forward = [&](longview::Run run) { longview::merge(views, whole, run); };
   if (!cell.backward()) {
-    measure<T>(state, work, forward);
+    measure<T>(state, cell, work, forward);
   } else {
     forward({});
-    measure<T>(state, 2 * work, [&](longview::Run run) {
+    measure<T>(state, cell, 2 * work, [&](longview::Run run) {
       longview::merge_backward(views, whole, TensorView<const T, 4>(x[0].value()), gradients, run);
     });
   }
@@ -118,7 +137,9 @@ int main(int argc, char** argv) {
       {"compressive_forward/f32/b1/h1/n512/d64/mem512/cmem512",
        "compressive_contiguous/f32/b1/h1/n512/d64/mem512/cmem512",
        "compressive_forward/f32/b1/h1/n512/d64/mem512/cmem512/relpos1",
-       "compressive_contiguous/f32/b1/h1/n512/d64/mem512/cmem512/relpos1", "received_attention/f32/b1/h1/n64/d64/mem0",
+       "compressive_contiguous/f32/b1/h1/n512/d64/mem512/cmem512/relpos1",
+       "compressive_backward/f32/b1/h1/n512/d64/mem512/cmem512",
+       "compressive_backward/f32/b1/h1/n512/d64/mem512/cmem512/relpos1", "received_attention/f32/b1/h1/n64/d64/mem0",
        "received_attention/f32/b1/h8/n512/d64/mem1024", "memory_push/f32/b1/h1/n512/d512/mem512/cmem512/rate4",
        "merge/f32/b1/h8/n512/d64/parts2", "merge/f32/b1/h8/n512/d64/parts8", "merge/f32/b1/h8/n4096/d64/parts4",
        "merge_backward/f32/b1/h8/n4096/d64/parts4"});

@@ -29,20 +29,29 @@ void full_attention(benchmark::State& state, const Cell& cell) {
 
 std::vector<std::string> cells() {
   std::vector<std::string> names;
-  for (const std::string kind : {"full_forward", "full_forward_causal"}) {
-    for (const int n : {16, 32, 64}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
+  const auto add = [&](const std::string& kind, int heads, int n, int d, const std::string& last = "") {
+    names.push_back(kind + "/h" + std::to_string(heads) + "/n" + std::to_string(n) + "/d" + std::to_string(d) + last);
+  };
+  for (const std::string causal : {"", "_causal"}) {
+    const std::string forward = "full_forward" + causal, backward = "full_backward" + causal;
+    for (const int n : {16, 32, 64}) add(forward + "/f32/b1", 1, n, 64);
     for (const int d : {32, 64, 128})
-      for (const int n : {128, 512, 2048, 8192})
-        names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d" + std::to_string(d));
-    for (const int n : {128, 512}) names.push_back(kind + "/f32/b1/h8/n" + std::to_string(n) + "/d64");
-    for (const int n : {1024, 4096, 16384}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
-    for (const int d : {80, 96, 256}) names.push_back(kind + "/f32/b1/h1/n2048/d" + std::to_string(d));
-    for (const int d : {64, 128}) names.push_back(kind + "/f64/b1/h1/n2048/d" + std::to_string(d));
-  }
-  for (const std::string kind : {"full_backward", "full_backward_causal"}) {
-    for (const int n : {512, 1024, 2048, 4096, 16384}) names.push_back(kind + "/f32/b1/h1/n" + std::to_string(n) + "/d64");
-    names.push_back(kind + "/f32/b1/h1/n2048/d128");
-    names.push_back(kind + "/f64/b1/h1/n2048/d64");
+      for (const int n : {128, 512, 2048, 8192}) add(forward + "/f32/b1", 1, n, d);
+    for (const int n : {128, 512}) add(forward + "/f32/b1", 8, n, 64);
+    for (const int d : {64, 128})
+      for (const int n : {512, 2048, 4096}) add(backward + "/f32/b1", 1, n, d);
+    // Lengths for the growth of time with them, other head sizes, doubles.
+    for (const int n : {1024, 4096, 16384}) add(forward + "/f32/b1", 1, n, 64);
+    for (const int n : {1024, 8192, 16384}) add(backward + "/f32/b1", 1, n, 64);
+    for (const int d : {80, 96, 256}) add(forward + "/f32/b1", 1, 2048, d);
+    for (const int d : {64, 128}) add(forward + "/f64/b1", 1, 2048, d);
+    add(backward + "/f64/b1", 1, 2048, 64);
+    for (const int d : {64, 128}) add(forward + "/f32/b1", 1, 2048, d, "/avx2");
+    add(backward + "/f32/b1", 1, 2048, 64, "/avx2");
+    for (const std::string& pass : {forward, backward}) {
+      for (const char* threads : {"", "/t2"}) add(pass + "/f32/b1", 8, 2048, 64, threads);
+      add(pass + "/f32/b1", 1, 4096, 64, "/t2");
+    }
   }
   return names;
 }

@@ -25,9 +25,9 @@ void linformer(benchmark::State& state, const Cell& cell) {
   const auto forward = [&](longview::Run run) {
     longview::linformer_attention(x.query(), x.key(), x.value(), {x.out(), x.lse()}, options, run);
   };
-  if (!cell.backward()) return measure<T>(state, 8 * pairs, forward);
+  if (!cell.backward()) return measure<T>(state, cell, 8 * pairs, forward);
   forward({});
-  measure<T>(state, 18 * pairs, [&](longview::Run run) {
+  measure<T>(state, cell, 18 * pairs, [&](longview::Run run) {
     longview::linformer_attention_backward(x.query(), x.key(), x.value(), {x.out(), x.lse()},
                                            {.out = x.d_out(),
                                             .query = x.d_query(),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Performer: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful
 // FLOP of n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the
-// query alone, 4 n m d. Backward 18 n m d: features of queries and keys 4, sums of keys and of queries 4, gradients of
-// features 4, of inputs 4 and of values 2; features that are made twice are counted once, products within a causal
-// chunk not at all. `performer_given_causal`: forward of the numerator alone with features that are given, the head's m
-// channels themselves, and d channels of values: 4 n m d.
+// query alone, 4 n m d. Backward 12 n m d: sums over queries 2, gradients of features 4, of values 2 and of inputs 4;
+// features and sums of the forward pass that are made again, and products within a causal chunk, do not count.
+// `performer_given_causal`: forward of the numerator alone with features that are given, the head's m channels
+// themselves, and d channels of values: 4 n m d.
 // smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
 
 #include <longview/performer_attention.hpp>
@@ -23,7 +23,7 @@ void performer(benchmark::State& state, const Cell& cell) {
   const longview::PerformerOptions<T> options{.projection = {w.data(), {m, d}}, .causal = cell.causal()};
   const double products = static_cast<double>(cell["b"] * cell["h"] * cell["n"]) * static_cast<double>(m * d);
   if (!cell.name().starts_with("performer_backward")) {
-    measure<T>(state, 8 * products, [&](longview::Run run) {
+    measure<T>(state, cell, 8 * products, [&](longview::Run run) {
       longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options, run);
     });
     state.counters["state_GFLOP/s"] = state.counters["GFLOP/s"].value / 2;
@@ -36,7 +36,7 @@ void performer(benchmark::State& state, const Cell& cell) {
                                                   .query = {d_query.data(), x.shape},
                                                   .key = {d_key.data(), x.key_shape},
                                                   .value = {d_value.data(), x.key_shape}};
-  measure<T>(state, 18 * products, [&](longview::Run run) {
+  measure<T>(state, cell, 12 * products, [&](longview::Run run) {
     longview::performer_attention_backward(x.query(), x.key(), x.value(), x.out(), gradients, options, run);
   });
 }
@@ -51,7 +51,7 @@ void given_features(benchmark::State& state, const Cell& cell) {
   std::vector<T> out(v.size());
   const longview::PerformerOptions<T> options{
       .features = longview::FeatureMap::relu, .epsilon = 0, .causal = true, .normalize = false};
-  measure<T>(state, 4 * static_cast<double>(heads * n) * static_cast<double>(m * d), [&](longview::Run run) {
+  measure<T>(state, cell, 4 * static_cast<double>(heads * n) * static_cast<double>(m * d), [&](longview::Run run) {
     longview::performer_attention(longview::TensorView(q.data(), features), {k.data(), features}, {v.data(), values},
                                   {out.data(), values}, options, run);
   });

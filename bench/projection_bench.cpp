@@ -46,7 +46,7 @@ template <typename T>
 void project(benchmark::State& state, const Cell& cell, const std::string& kind) {
   const Problem<T> of(cell, kind);
   std::vector<T> out(of.d_out.size());
-  measure<T>(state, of.work, [&](longview::Run run) {
+  measure<T>(state, cell, of.work, [&](longview::Run run) {
     longview::project(of.rows(), longview::TensorView<T, 4>(out.data(), of.projected), of.projection, run);
   });
 }
@@ -60,7 +60,7 @@ void project_backward(benchmark::State& state, const Cell& cell, const std::stri
                                              .input = {d_input.data(), of.shape}};
   if (of.projection.matrix) gradients.matrix = {d_matrix.data(), {1, of.k, of.n}};
   if (of.projection.convolution) gradients.convolution = {d_weights.data(), {of.d, of.d, of.rate}};
-  measure<T>(state, (of.projection.matrix || of.projection.convolution ? 2 : 1) * of.work,
+  measure<T>(state, cell, (of.projection.matrix || of.projection.convolution ? 2 : 1) * of.work,
              [&](longview::Run run) { longview::project_backward(of.rows(), gradients, of.projection, run); });
 }
 

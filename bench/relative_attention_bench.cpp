@@ -25,9 +25,9 @@ void relative(benchmark::State& state, const Cell& cell) {
   const auto forward = [&](longview::Run run) {
     longview::relative_attention(x.query(), x.key(), x.value(), {x.out(), x.lse()}, options, run);
   };
-  if (!cell.backward()) return measure<T>(state, 3 * product, forward);
+  if (!cell.backward()) return measure<T>(state, cell, 3 * product, forward);
   forward(longview::Run());
-  measure<T>(state, 8 * product, [&](longview::Run run) {
+  measure<T>(state, cell, 8 * product, [&](longview::Run run) {
     longview::relative_attention_backward(x.query(), x.key(), x.value(), {x.out(), x.lse()},
                                           {.out = x.d_out(),
                                            .query = x.d_query(),

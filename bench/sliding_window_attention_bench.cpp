@@ -28,19 +28,28 @@ void sliding_window(benchmark::State& state, const Cell& cell) {
 
 std::vector<std::string> cells() {
   std::vector<std::string> names;
+  const auto add = [&](const std::string& pass, int n, int d, int before, int after, const std::string& last = "") {
+    names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d" + std::to_string(d) + "/before" +
+                    std::to_string(before) + "/after" + std::to_string(after) + last);
+  };
+  const std::string forward = "window_forward", backward = "window_backward";
   for (const int n : {2048, 8192, 32768})
     for (const int w : {16, 64, 256})
-      for (const int after : {w, 0})
-        names.push_back("window_forward/f32/b1/h1/n" + std::to_string(n) + "/d64/before" + std::to_string(w) + "/after" +
-                        std::to_string(after));
-  for (const std::string pass : {"window_forward", "window_backward"})
-    for (const int n : {1024, 4096, 16384, 65536})
-      names.push_back(pass + "/f32/b1/h1/n" + std::to_string(n) + "/d64/before256/after256");
-  for (const int w : {16, 64, 256})
-    names.push_back("window_forward/f32/b1/h1/n8192/d128/before" + std::to_string(w) + "/after" + std::to_string(w));
-  names.push_back("window_forward/f32/b1/h1/n8192/d64/before64/after64/dilation4");
-  for (const int w : {16, 64, 256})
-    names.push_back("window_backward/f32/b1/h1/n8192/d64/before" + std::to_string(w) + "/after" + std::to_string(w));
+      for (const int after : {w, 0}) add(forward, n, 64, w, after);
+  add(forward, 8192, 64, 64, 64, "/dilation4");
+  for (const int n : {2048, 8192})
+    for (const int w : {64, 256}) add(backward, n, 64, w, w);
+  // Widths and lengths for the growth of time with them.
+  for (const std::string& pass : {forward, backward}) {
+    for (const int w : {32, 128, 512, 1024}) add(pass, 8192, 64, w, w);
+    for (const int n : {1024, 4096, 16384, 65536}) add(pass, n, 64, 256, 256);
+    for (const char* last : {"/avx2", "/t2"}) add(pass, 8192, 64, 256, 256, last);
+  }
+  add(backward, 8192, 64, 16, 16);
+  add(backward, 32768, 64, 256, 256);
+  for (const int w : {16, 64, 256}) add(forward, 8192, 128, w, w);
+  // A million tokens, where anything quadratic would show.
+  for (const std::string& pass : {forward, backward}) add(pass, 1048576, 64, 256, 256);
   return names;
 }
 

@@ -18,6 +18,11 @@ GTest                 libgtest-dev             gtest-devel              googlete
 benchmark             libbenchmark-dev         google-benchmark-devel   google-benchmark
 nlohmann_json         nlohmann-json3-dev       json-devel               nlohmann-json
 CLI11                 libcli11-dev             cli11-devel              cli11
+python3               python3                  python3                  python
+venv                  python3-venv             -                        -
+python-headers        python3-dev              python3-devel            -
+matplotlib            python3-matplotlib       python3-matplotlib       python-matplotlib
+valgrind              valgrind                 valgrind                 -
 clang++               clang                    clang                    llvm
 qemu                  qemu-user                qemu-user                qemu
 x86_64-linux-gnu-g++  g++-x86-64-linux-gnu     -                        -
@@ -36,6 +41,18 @@ package() {
 }
 
 have() { command -v "$1" >/dev/null 2>&1; }
+
+# The first Python that has a module: the system's packages are for its own.
+python_with() {
+  local python
+  for python in python3 /usr/bin/python3; do
+    if "$python" -c "import $1" >/dev/null 2>&1; then echo "$python" && return; fi
+  done
+  return 1
+}
+have_python_headers() {
+  python3 -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' >/dev/null 2>&1
+}
 have_qemu() { have "qemu-$1" || have "qemu-$1-static"; }
 
 cmake_is_new_enough() {
@@ -71,7 +88,10 @@ missing() {
       cmake) cmake_is_new_enough || { tools=false found=false; } ;;
       make) have make || { tools=false found=false; } ;;
       qemu) have_qemu x86_64 && have_qemu aarch64 || found=false ;;
-      pkg-config | *++) have "$need" || found=false ;;
+      venv) python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || found=false ;;
+      python-headers) have_python_headers || found=false ;;
+      matplotlib) python_with matplotlib >/dev/null || found=false ;;
+      pkg-config | python3 | valgrind | *++) have "$need" || found=false ;;
       *) libraries+=("$need") ;;
     esac
     $found || echo "$need"
