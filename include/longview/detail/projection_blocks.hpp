@@ -33,7 +33,8 @@ class ProjectionBlocks {
     const Index wanted = workers > 1 ? (4 * workers + count_ - 1) / count_ : 1;
     constexpr Index most_columns = kernel::most_input_columns * 4 / static_cast<Index>(sizeof(T));
     columns_ = block_of(whole.columns, wanted, 3 * lanes, most_columns);
-    rows_ = block_of(whole.rows, (wanted + column_blocks() - 1) / column_blocks(), 4 * kernel::most_product_rows, 256);
+    rows_ = block_of(whole.rows, (wanted + column_blocks() - 1) / column_blocks(), 2 * kernel::projected_rows_per_pass,
+                     256);
   }
 
   Index tasks() const { return count_ == 0 ? 0 : count_ * row_blocks() * column_blocks(); }
@@ -94,4 +95,4 @@ class ProjectionBlocks {
   Index lanes_ = 1, count_ = 0, rows_ = 1, columns_ = 1;
 };
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::detail

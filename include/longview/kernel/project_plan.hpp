@@ -48,14 +48,15 @@ inline constexpr Index projected_per_tile = 64;
 /// Most columns of a task that stand for rows of the input.
 inline constexpr Index most_input_columns = 192;
 
-/// Most rows of a register block on any target.
-inline constexpr Index most_product_rows = 8;
+/// Rows whose scalars of a tile stay in the nearest cache beside the packed vectors that serve all of them: a multiple
+/// of the rows of a register block and of the lanes of any target.
+inline constexpr Index projected_rows_per_pass = 16;
 
-/// Scratch elements for blocks of at most `rows` and `columns`: sums, packed vectors, packed scalars.
+/// Scratch elements for blocks of at most `rows` and `columns`: packed vectors, packed scalars, sums.
 constexpr Index projection_scratch(Index rows, Index columns, Index lanes) {
-  const Index padded_rows = (rows + most_product_rows - 1) / most_product_rows * most_product_rows;
-  const Index padded_columns = (columns + lanes - 1) / lanes * lanes;
-  return (padded_rows + projected_per_tile) * padded_columns + most_product_rows * projected_per_tile;
+  constexpr Index pass = projected_rows_per_pass;
+  const Index padded_rows = (rows + pass - 1) / pass * pass, padded_columns = (columns + lanes - 1) / lanes * lanes;
+  return (padded_rows + projected_per_tile) * padded_columns + pass * projected_per_tile;
 }
 
-}  // namespace longview
+}  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel
