@@ -43,10 +43,10 @@ struct ProjectionTask {
 };
 
 /// Terms of a product whose vectors are packed at a time.
-inline constexpr Index projected_per_tile = 64;
+inline constexpr Index projected_per_tile = 128;
 
 /// Most columns of a task that stand for rows of the input.
-inline constexpr Index most_input_columns = 192;
+inline constexpr Index most_input_columns = 144;
 
 /// Rows whose scalars of a tile stay in the nearest cache beside the packed vectors that serve all of them: a multiple
 /// of the rows of a register block and of the lanes of any target.
