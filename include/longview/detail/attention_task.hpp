@@ -116,7 +116,7 @@ class AttentionWork {
         shape_(shape),
         pattern_(pattern),
         segments_(segments),
-        blocks_(blocks_per_task(task_size(shape, kernel_.block_rows), kernel_.block_rows, total_rows(pattern), workers, 4)),
+        blocks_(blocks_per_task(task_size(), kernel_.block_rows, total_rows(pattern), workers, 4)),
         grid_(pattern, blocks_ * kernel_.block_rows) {}
 
   Index tasks() const { return grid_.size(); }
@@ -148,9 +148,11 @@ class AttentionWork {
   }
 
  private:
-  static TaskSize task_size(const kernel::AttentionShape<T>& shape, Index width) {
+  TaskSize task_size() const {
     constexpr auto size = static_cast<Index>(sizeof(T));
-    return {kernel::block_scratch(shape, width) * size, kernel::tile_scratch(shape, width) * size, Index{240} * 1024};
+    const Index plan = static_cast<Index>(sizeof(kernel::QueryBlock<T>)) + segments_ * static_cast<Index>(sizeof(kernel::LaneBounds));
+    return {kernel::block_scratch(shape_, kernel_.block_rows) * size + plan, kernel::tile_scratch(shape_, kernel_.block_rows) * size,
+            Index{256} * 1024};
   }
 
   const kernel::AttentionKernel<T> kernel_;
