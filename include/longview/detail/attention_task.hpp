@@ -150,9 +150,11 @@ class AttentionWork {
  private:
   TaskSize task_size() const {
     constexpr auto size = static_cast<Index>(sizeof(T));
-    const Index plan = static_cast<Index>(sizeof(kernel::QueryBlock<T>)) + segments_ * static_cast<Index>(sizeof(kernel::LaneBounds));
-    return {kernel::block_scratch(shape_, kernel_.block_rows) * size + plan, kernel::tile_scratch(shape_, kernel_.block_rows) * size,
-            Index{256} * 1024};
+    constexpr auto block = static_cast<Index>(sizeof(kernel::QueryBlock<T>));
+    constexpr auto bounds = static_cast<Index>(sizeof(kernel::LaneBounds));
+    const Index width = kernel_.block_rows;
+    return {kernel::block_scratch(shape_, width) * size + block + segments_ * bounds,
+            kernel::tile_scratch(shape_, width) * size, Index{256} * 1024};
   }
 
   const kernel::AttentionKernel<T> kernel_;
