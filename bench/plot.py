@@ -8,11 +8,10 @@
   time_against_length    a call, per operator, with the exponent of the growth
   memory_against_length  scratch of a call: its workspace, and how much the process grew beside it
   time_against_window    a token, per window
-  speed_against_peers    share of the machine's limit per cell, the best peer beside it
+  speed_against_peers    share of the machine's limit per cell, the best peer beside it; from a run with peers this alone
 """
 import argparse
 import re
-import sys
 from pathlib import Path
 
 from results import bytes_text, exponent, read, time_text
@@ -142,7 +141,7 @@ def draw_peers(plt, results):
     figure.suptitle(title(results, "Useful operations as a share of the machine's limit"), fontsize=11, y=1 - 0.1 / height)
     handles, labels = all_axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, fontsize=8, ncol=3, loc="upper center", bbox_to_anchor=(0.5, 1 - 0.6 / height))
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.8 / height))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.45 / height))
     return figure
 
 
@@ -162,9 +161,10 @@ def main():
     plots = [("time_against_length", "Time against length", time_against_length(results), time_text),
              ("memory_against_length", "Memory against length", memory_against_length(results), bytes_text),
              ("time_against_window", "Time of a token against keys in its window", time_against_window(results), time_text)]
-    plots = [plot for plot in plots if any(plot[2].values())]
+    plots = [plot for plot in plots if any(plot[2].values()) and not results.compared()]
     if not plots and not results.compared():
-        sys.exit("plot.py: no cells for any plot in these files")
+        print("plot.py: no cells for any plot in these files")
+        return
     try:
         import matplotlib
         matplotlib.use("Agg")
@@ -175,6 +175,8 @@ def main():
         print("plot.py: matplotlib is not installed (apt: python3-matplotlib), so here are the numbers:")
         for _, heading, panels, text in plots:
             print_lines(heading, panels, text)
+        if results.compared():
+            print("those of the table")
         return
 
     figures = {}
