@@ -263,6 +263,9 @@ def versions():
 
 
 def drive(options):
+    # All processes on one core: JAX starts more threads whatever it is told.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     library = Library(options.library, options.library_options)
     names = compared_cells()
     if options.every_cell:
