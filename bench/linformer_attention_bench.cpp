@@ -10,7 +10,7 @@ namespace {
 
 using namespace longview_bench;
 
-/// Backward: all gradients; what is computed anew does not count.
+/// Backward: all gradients, from the projected keys and values that the forward pass has left.
 template <typename T>
 void linformer(benchmark::State& state, const Cell& cell) {
   AttentionTensors<T> x(cell);
@@ -19,13 +19,17 @@ void linformer(benchmark::State& state, const Cell& cell) {
   for (T& element : e) element /= std::sqrt(static_cast<T>(k));
   for (T& element : f) element /= std::sqrt(static_cast<T>(k));
   const longview::Shape<3> shape{1, k, n};
-  const longview::LinformerOptions<T> options{.key_projection = {.matrix = {e.data(), shape}},
-                                              .value_projection = {.matrix = {f.data(), shape}}};
+  std::vector<T> projected_keys(static_cast<std::size_t>(k * cell["b"] * cell["h"] * cell["d"]));
+  std::vector<T> projected_values(projected_keys.size());
+  longview::LinformerOptions<T> options{.key_projection = {.matrix = {e.data(), shape}},
+                                        .value_projection = {.matrix = {f.data(), shape}}};
   const double pairs = static_cast<double>(cell["b"] * cell["h"] * n) * static_cast<double>(k * cell["d"]);
   const auto forward = [&](longview::Run run) {
     longview::linformer_attention(x.query(), x.key(), x.value(), {x.out(), x.lse()}, options, run);
   };
   if (!cell.backward()) return measure<T>(state, cell, 8 * pairs, forward);
+  const longview::Shape<4> slots{cell["b"], cell["h"], k, cell["d"]};
+  options.projected_key = {projected_keys.data(), slots}, options.projected_value = {projected_values.data(), slots};
   forward({});
   measure<T>(state, cell, 18 * pairs, [&](longview::Run run) {
     longview::linformer_attention_backward(x.query(), x.key(), x.value(), {x.out(), x.lse()},

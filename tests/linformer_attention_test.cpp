@@ -661,6 +661,93 @@ TEST(LinformerBackward, L01L02L07EveryLayoutGivesTheSameBits) {
   });
 }
 
+/// Room for the projected keys and values of a problem.
+template <typename T>
+struct Projected {
+  Laid<T, 4> key, value;
+
+  Projected(const Problem<T>& of, Layout layout)
+      : key(room<T, 4>(slots(of.key, of.options.key_projection), layout)),
+        value(room<T, 4>(slots(of.value, of.options.value_projection.value_or(of.options.key_projection)), layout)) {}
+  void hand_to(longview::LinformerOptions<T>& options) {
+    options.projected_key = key.view(), options.projected_value = value.view();
+  }
+
+ private:
+  static std::vector<Index> slots(const reference::Tensor<Real<T>>& input,
+                                  const reference::Projection<Real<T>>& projection) {
+    return {input.extent(0), input.extent(1), reference::slots_of(projection, input.extent(2)), input.extent(3)};
+  }
+};
+
+TEST(LinformerBackward, G02L01ProjectedRowsThatAreHandedOverChangeNoBits) {
+  on_every_set([] {
+    for (const bool shared : {true, false})
+      for (const Kind kind : all_kinds)
+        for (const Layout layout : all_layouts) {
+          Problem<float> problem({2, 4, 2, 33, 50, 7, 7, 6, shared, true, true}, kind);
+          problem.options.keep_keys = reference::Tensor<std::uint8_t>({2, 50}, 1);
+          problem.options.keep_keys(1, 3) = 0;
+          const Arriving<float> arriving(problem);
+          const auto expected = Backward<float>(problem, arriving)();
+          Backward<float> call(problem, arriving);
+          auto& forward = call.forward;
+          const auto out = forward.out.values(), lse = forward.lse.values();
+          Projected<float> projected(problem, layout);
+          auto options = forward.options();
+          projected.hand_to(options);
+          longview::linformer_attention(forward.query.view(), forward.key.view(), forward.value.view(),
+                                        {forward.out.view(), forward.lse.view()}, options);
+          EXPECT_EQ(forward.out.values(), out);
+          EXPECT_EQ(forward.lse.values(), lse);
+          const auto key = projected.key.values(), value = projected.value.values();
+          longview::linformer_attention_backward(forward.query.view(), forward.key.view(), forward.value.view(),
+                                                 {forward.out.view(), forward.lse.view()}, call.gradients(), options);
+          EXPECT_TRUE(same_bits(call.results(), expected));
+          EXPECT_EQ(projected.key.values(), key);
+          EXPECT_EQ(projected.value.values(), value);
+        }
+  });
+}
+
+TEST(LinformerAttention, ProjectedRowsAreThoseOfProject) {
+  const Problem<float> problem({1, 2, 2, 0, 50, 7, 5, 6, false, true, true}, Kind::matrix);
+  Call<float> call(problem);  // no queries: projected all the same
+  Projected<float> projected(problem, Layout::packed);
+  auto options = call.options();
+  projected.hand_to(options);
+  longview::linformer_attention(call.query.view(), call.key.view(), call.value.view(), call.out.view(), options);
+  auto key = room<float, 4>({1, 2, 6, 7}), value = room<float, 4>({1, 2, 6, 5});
+  longview::project(call.key.view(), key.view(), call.keys.projection());
+  longview::project(call.value.view(), value.view(), call.values.projection());
+  EXPECT_EQ(projected.key.values(), key.values());
+  EXPECT_EQ(projected.value.values(), value.values());
+}
+
+TEST(LinformerBackward, M30ProjectedRowsThatAreHandedOverNeedNoScratch) {
+  Problem<float> problem({1, 2, 2, 60, 90, 16, 16, 64}, Kind::matrix);
+  Backward<float> call(problem, Arriving<float>(problem));
+  Projected<float> projected(problem, Layout::packed);
+  auto options = call.forward.options();
+  const auto bytes = [&](bool backward) {
+    longview::DryRun rehearsal;
+    const longview::Run how{longview::Sequential(), rehearsal};
+    auto& of = call.forward;
+    if (backward)
+      longview::linformer_attention_backward(of.query.view(), of.key.view(), of.value.view(), {of.out.view(), of.lse.view()},
+                                             call.gradients(), options, how);
+    else
+      longview::linformer_attention(of.query.view(), of.key.view(), of.value.view(), {of.out.view(), of.lse.view()}, options,
+                                    how);
+    return rehearsal.workspace_bytes();
+  };
+  const auto forward = bytes(false), backward = bytes(true);
+  projected.hand_to(options);
+  const std::size_t rows = 2 * 2 * 64 * 16 * sizeof(float);
+  EXPECT_EQ(bytes(false), forward - rows);
+  EXPECT_EQ(bytes(true), backward - rows);
+}
+
 TEST(LinformerBackward, T01T02EveryExecutorGivesTheSameBits) {
   on_every_set([] {
     for (const Kind kind : all_kinds)
@@ -880,6 +967,19 @@ TEST_F(LinformerErrors, P02AndOtherScoresWithoutMeaning) {
   EXPECT_EQ(text(options), op + "options.scores.alibi_slopes: has no meaning here: slots have no position");
 }
 
+TEST_F(LinformerErrors, L08ProjectedRows) {
+  float key_room[16] = {}, value_room[20] = {};
+  auto options = valid();
+  options.projected_value = {value_room, {1, 2, 2, 5}};
+  EXPECT_EQ(text(options), op + "options.projected_key: is required beside the other projection");
+  options.projected_key = {key_room, {1, 1, 2, 4}};
+  EXPECT_EQ(text(options), op + "options.projected_key: shape (got 1x1x2x4, expected 1x2x2x4)");
+  options.projected_key = {key, {1, 2, 2, 4}};
+  EXPECT_EQ(text(options), op + "options.projected_key: overlaps key");
+  options.projected_key = {key_room, {1, 2, 2, 4}};
+  EXPECT_EQ(text(options), "no error");
+}
+
 TEST_F(LinformerErrors, P03Projections) {
   const std::string kinds = "exactly one of matrix, mean_pool, max_pool, convolution (got ";
   EXPECT_EQ(text({}), op + "options.key_projection: " + kinds + "0, expected 1)");
@@ -978,6 +1078,15 @@ TEST_F(LinformerErrors, G07Gradients) {
   options.scores.causal = true;
   EXPECT_EQ(call({.out = d_out}, options, {lse, {1, 2, 3}}),
             name + "options.scores.causal: causal masking is undefined for projected keys");
+  options = valid(), options.projected_key = {room, {1, 2, 2, 4}};
+  EXPECT_EQ(call({.out = d_out}, options, {lse, {1, 2, 3}}),
+            name + "options.projected_value: is required beside the other projection");
+  options.projected_value = {more, {1, 2, 2, 4}};
+  EXPECT_EQ(call({.out = d_out}, options, {lse, {1, 2, 3}}),
+            name + "options.projected_value: shape (got 1x2x2x4, expected 1x2x2x5)");
+  options.projected_value = {more, {1, 2, 2, 5}};
+  EXPECT_EQ(call({.out = d_out, .query = {room + 8, {1, 2, 3, 4}}}, options, {lse, {1, 2, 3}}),
+            name + "gradients.query: overlaps options.projected_key");
 }
 
 TEST_F(LinformerErrors, S04S06S08S09L08Tensors) {

@@ -15,6 +15,9 @@ struct LinformerOptions {
   Projection<T> value_projection{};               ///< absent: the keys' serves both
   TensorView<const std::uint8_t, 2> keep_keys{};  ///< (batch, keys); 0: the row counts as zeros
   Scores<T> scores{};  ///< over the slots: scale, softcap, sinks, dropout; key_lengths as keep_keys
+  /// (batch, key heads, slots, dim), both or neither: the forward call leaves the projected keys and values here, and the
+  /// backward call reads them, which is faster than projecting again and gives the same bits.
+  TensorView<T, 4> projected_key{}, projected_value{};
 };
 
 /// As AttentionGradients; those of the projections with `out` and `input` absent. Without a value_projection, the key's
@@ -70,6 +73,18 @@ struct LinformerAttention {
     contract.equal("options.value_projection", "slots", slots.value[2], slots.key[2], "options.key_projection");
     return slots;
   }
+  /// What the forward call writes and the backward call reads.
+  static void check_projected(detail::Contract& contract, const LinformerOptions<T>& options, const Shapes& slots,
+                              bool written) {
+    const auto check_own = [&](const char* name, const TensorView<T, 4>& own, const TensorView<T, 4>& other,
+                               const Shape<4>& expected) {
+      if (!own) return contract.require(!other, name, "is required beside the other projection");
+      written ? contract.output(name, own) : contract.input(name, own);
+      contract.shape(name, own, expected);
+    };
+    check_own("options.projected_key", options.projected_key, options.projected_value, slots.key);
+    check_own("options.projected_value", options.projected_value, options.projected_key, slots.value);
+  }
   static Shape<4> check_side(detail::Contract& contract, const Projection<T>& projection,
                              const detail::ProjectionNames& names, const TensorView<const T, 4>& input,
                              const char* source) {
@@ -114,19 +129,20 @@ void LinformerAttention<T>::forward(detail::BandCall<T> call, const LinformerOpt
   call.scores = &options.scores;
   detail::check_tensors(contract, call);
   const Shapes slots = check(contract, call, options);
+  check_projected(contract, options, slots, true);
   if (!contract.accepted()) return;
 
   detail::LinformerCall<T> of(call, options, value_projection(options), slots.key, slots.value);
   const auto shape = detail::shape_of(of.over_slots);
   const detail::BandPattern<T> pattern(of.over_slots);
   const detail::AttentionWork<T, detail::BandPattern<T>> attention(shape, pattern, 1, run.concurrency());
-  const Index tasks = attention.tasks();
   const auto size = of.project_size(run.concurrency()).then(detail::WorkSize::of(attention));
+  const bool idle = attention.tasks() == 0 && !options.projected_key;
 
   detail::ByteCount shared;
-  if (tasks > 0) of.add_slots(shared);
-  const detail::Scratch scratch(contract, shared, size.scratch, tasks == 0 ? 0 : size.workers(run));
-  if (!scratch || tasks == 0) return;
+  if (!idle) of.add_slots(shared);
+  const detail::Scratch scratch(contract, shared, size.scratch, idle ? 0 : size.workers(run));
+  if (!scratch || idle) return;
   detail::Carver carver(scratch.shared());
   of.place(carver);
   of.project(run, scratch);
@@ -143,6 +159,7 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
   detail::check_segments(contract, call);
   detail::check_arrivals(contract, call, out, gradients.out, gradients.lse);
   const Shapes slots = check(contract, call, options);
+  check_projected(contract, options, slots, false);
   check_gradients(contract, gradients, call, options, slots);
   if (!contract.accepted()) return;
 
@@ -162,7 +179,8 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
   const Index workers = run.concurrency();
   detail::BackwardWork<T, detail::BandPattern<T>> attention(shape, of.over_slots, wanted, pattern, 1, workers);
   detail::HeadSums<T> sums(of.over_slots, wanted, false);
-  const auto size = of.project_size(workers)
+  const bool projects = !options.projected_key;
+  const auto size = (projects ? of.project_size(workers) : detail::WorkSize())
                         .then(detail::WorkSize::of(attention))
                         .then(detail::gradient_size(d_keys, d_values, workers));
 
@@ -174,7 +192,7 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
   detail::Carver carver(scratch.shared());
   of.place(carver), of.place_gradients(carver);
   attention.begin(carver, sums), sums.begin(carver);
-  of.project(run, scratch);
+  if (projects) of.project(run, scratch);
   const detail::ZeroFill<T> zeros = detail::sums_of(of.over_slots, wanted);
   zeros.fill(run);
   detail::run_work(run, scratch, attention);
@@ -195,8 +213,8 @@ void LinformerAttention<T>::backward(detail::BandCall<T> call, const Output<cons
 ///         SizeError on overflow
 ///
 /// Work: batch * slots * (key heads * keys + heads * queries) * (head_dim + value_dim) multiply-adds for matrices.
-/// Scratch: batch * key heads * slots * (head_dim + value_dim) elements, and at most 256 KiB a worker for dimensions up
-/// to 128.
+/// Scratch: batch * key heads * slots * (head_dim + value_dim) elements unless options.projected_key and projected_value
+/// hold them, and at most 256 KiB a worker for dimensions up to 128.
 template <Element Q>
 void linformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<Value<Q>>& out,
                          const LinformerOptions<Value<Q>>& options, Run run = {}) {
@@ -213,9 +231,9 @@ void linformer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const O
 /// \throws ContractError on shapes that disagree, an lse left out, gradients of what is absent, outputs that overlap
 ///         anything; SizeError on overflow
 ///
-/// Projected keys and values are computed anew. Work: batch * slots * (3 key heads * keys + 2.5 heads * queries) *
-/// (head_dim + value_dim) multiply-adds for matrices. Scratch: 2 * batch * key heads * slots * (head_dim + value_dim)
-/// elements, and at most 512 KiB a worker for dimensions up to 128.
+/// Work: batch * slots * (3 key heads * keys + 2.5 heads * queries) * (head_dim + value_dim) multiply-adds for matrices.
+/// Scratch: 2 * batch * key heads * slots * (head_dim + value_dim) elements, and at most 512 KiB a worker for dimensions up
+/// to 128. With options.projected_key and projected_value, which the forward call has left: 2 in place of 3, 1 in place of 2.
 template <Element Q>
 void linformer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, const Output<const Value<Q>>& out,
                                   const LinformerGradients<Value<Q>>& gradients,

@@ -16,13 +16,14 @@ struct LinformerCall {
   Scores<T> scores;
   BandCall<T> over_slots;
 
-  /// The slots have no memory yet.
+  /// Slots have no memory yet, unless options say where they are.
   template <typename Options>
   LinformerCall(const BandCall<T>& call, const Options& options, const Projection<T>& value_projection,
                 const Shape<4>& key_slots, const Shape<4>& value_slots)
-      : keys(projection_of(call.keys[0].key, key_slots, options.key_projection, options)),
-        values(projection_of(call.keys[0].value, value_slots, value_projection, options)),
-        over_slots(call) {
+      : keys(projection_of(call.keys[0].key, key_slots, options.projected_key, options.key_projection, options)),
+        values(projection_of(call.keys[0].value, value_slots, options.projected_value, value_projection, options)),
+        over_slots(call),
+        placed_(static_cast<bool>(options.projected_key)) {
     scores.scale = options.scores.scale, scores.softcap = options.scores.softcap;
     scores.sinks = options.scores.sinks, scores.dropout = options.scores.dropout;
     over_slots.scores = &scores, over_slots.positions = key_slots[2];
@@ -31,8 +32,11 @@ struct LinformerCall {
   LinformerCall(const LinformerCall&) = delete;
   LinformerCall& operator=(const LinformerCall&) = delete;
 
-  void add_slots(ByteCount& bytes) const { bytes.add(elements(keys), sizeof(T)).add(elements(values), sizeof(T)); }
+  void add_slots(ByteCount& bytes) const {
+    if (!placed_) bytes.add(elements(keys), sizeof(T)).add(elements(values), sizeof(T));
+  }
   void place(Carver& carver) {
+    if (placed_) return;
     keys.out = take_slots(carver, keys), values.out = take_slots(carver, values);
     over_slots.keys = {keys.out, values.out};
   }
@@ -66,8 +70,9 @@ struct LinformerCall {
   }
   template <typename Options>
   static ProjectionCall<T> projection_of(const TensorView<const T, 4>& input, const Shape<4>& slots,
-                                         const Projection<T>& projection, const Options& options) {
-    auto call = projection_call(input, TensorView<T, 4>(nullptr, slots), projection);
+                                         const TensorView<T, 4>& projected, const Projection<T>& projection,
+                                         const Options& options) {
+    auto call = projection_call(input, projected ? projected : TensorView<T, 4>(nullptr, slots), projection);
     call.keep = options.keep_keys, call.lengths = options.scores.key_lengths;
     return call;
   }
@@ -75,6 +80,8 @@ struct LinformerCall {
     const Shape<4>& shape = of.out.shape();
     return shape[0] * shape[1] * shape[2] * shape[3];
   }
+
+  const bool placed_;
 };
 
 template <typename T>
