@@ -255,13 +255,13 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
 /// \param gradients `out` arrives, `query`, `key` and `value` leave
 /// \throws ContractError as performer_attention, and where a gradient overlaps anything
 ///
-/// Work: features * (3 head_dim + 2 value_dim) multiply-adds per query and features * (3 head_dim + 3 value_dim) per key;
-/// causal 48 * (4 features + 3 value_dim) more per query. Sums over later queries are built up from the last one: no sum is
-/// found by subtraction, no state kept on the way. Scratch per worker about features * (2 value_dim + 250) elements (not
-/// causal: 3 value_dim), and three numbers for every query of a group, causal one more for every key. Same bits for any
-/// executor. Parallel over batch and key heads; where these are fewer than workers, sums over blocks of 96 features, rows
-/// over stretches of positions, causal after a search for the sums where these begin (a third more work, and 2 * features *
-/// value_dim elements for each worker).
+/// Work: features * (2 head_dim + 2 value_dim) multiply-adds per query and features * (3 head_dim + 3 value_dim) per key;
+/// causal features * head_dim and 48 * (4 features + 3 value_dim) more per query. Sums over later queries are built up from
+/// the last one: no sum is found by subtraction, no state kept on the way. Scratch per worker about features * (2 value_dim +
+/// 250) elements (not causal: 3 value_dim), and three numbers for every query of a group, causal one more for every key. Same
+/// bits for any executor. Parallel over batch and key heads; where these are fewer than workers, sums over blocks of 96
+/// features, rows over stretches of positions, causal after a search for the sums where these begin (up to a third more work,
+/// and 2 * features * value_dim elements for each worker).
 template <Element Q>
 void performer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, In<Q> out,
                                   const PerformerGradients<Value<Q>>& gradients,

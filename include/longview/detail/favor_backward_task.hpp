@@ -145,7 +145,7 @@ class FavorBackward {
     const bool splits = call_.shape.causal ? segments_ > 1 : all < threads;
     const ByteCount slot = FavorBackwardSlot<T>::size(call_, segments_);
     ByteCount shared, each;
-    each.add(kernel_elements(), sizeof(T));
+    each.add(kernel_elements(call_.shape.causal || !splits), sizeof(T));
     kernel_bytes_ = each.bytes(), slot_bytes_ = slot.bytes();
     if (all > 0) ProjectionColumns<T>::add(shared, call_);
     splits ? shared.add(slot_bytes_, all) : each.add(slot_bytes_, 1);
@@ -166,10 +166,11 @@ class FavorBackward {
   using Task = kernel::FavorBackwardTask<T>;
   using Step = kernel::FavorBackwardStep;
 
-  Index kernel_elements() const {
+  Index kernel_elements(bool together) const {
     const Index forward = kernel::favor_scratch(call_.shape.head_dim, call_.shape.value_dim, call_.features(),
                                                 forward_.block_rows, false, false);
-    const Index backward = kernel::favor_backward_scratch(call_.shape, backward_.block_rows, call_.keeps_projected());
+    const Index backward = kernel::favor_backward_scratch(call_.shape, backward_.block_rows, call_.keeps_projected(),
+                                                          together);
     return forward > backward ? forward : backward;
   }
   bool has_key_side() const { return call_.d_key || call_.d_value; }
@@ -193,15 +194,10 @@ class FavorBackward {
         if (has_key_side()) run(task, Step::causal_keys, own);
       } else {
         run(task, kernel::FavorStep::keys, own);
-        for (Index head = 0; head < call_.group(); ++head) {
-          Task one = FavorBackwardSlot<T>::carve(own + kernel_bytes_, call_, number);
-          FavorBackwardSlot<T>::set_heads(one, call_, number / call_.key_heads(),
-                                          number % call_.key_heads() * call_.group() + head, 1);
-          one.forward.last = one.forward.queries;
-          run(one, Step::queries, own);
-        }
+        task.forward.last = call_.query.extent(2);
+        run(task, has_key_side() ? Step::queries_and_sums : Step::queries, own);
         task.forward.last = call_.key.extent(2);
-        if (has_key_side()) run(task, Step::query_sums, own), run(task, Step::keys, own);
+        if (has_key_side()) run(task, Step::keys, own);
       }
       if (has_maxima()) run(task, Step::maxima, own);
     });

@@ -7,13 +7,14 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
-/// Not causal: `queries`, `query_sums`, `keys`, after the sums over keys of the forward kernel. Causal: both in one
-/// sweep each, forwards over the queries, backwards over the keys; or in segments at once, which begin with the sums
+/// Not causal: `queries` and `query_sums`, or both at once, then `keys`, after the sums over keys of the forward kernel.
+/// Causal: both sides in one sweep each, forwards over the queries, backwards over the keys; or in segments at once, which begin with the sums
 /// that `segment_keys` (its shifts found before, stretch by stretch) and `segment_queries` find. Last `maxima`, where
 /// the published maximum is differentiated.
 enum class FavorBackwardStep {
   queries,
   query_sums,
+  queries_and_sums,
   keys,
   causal_queries,
   causal_keys,
@@ -66,13 +67,15 @@ constexpr Index favor_own_rows(const FavorShape<T>& shape, bool keeps_projected)
   return shape.head_dim + shape.halves * (shape.rows + favor_padded(shape.rows)) + (keeps_projected ? shape.rows : 0) +
          2 * favor_values(shape.value_dim) + 4;
 }
-/// Scratch elements: rows of a chunk of one side, lanes of a chunk of the other, and the products of both.
+/// Scratch elements: rows of a chunk of one side, lanes of a chunk of the other, and the products of both. `together`: rows
+/// and lanes are in use at the same time.
 template <typename T>
-constexpr Index favor_backward_scratch(const FavorShape<T>& shape, Index width, bool keeps_projected) {
+constexpr Index favor_backward_scratch(const FavorShape<T>& shape, Index width, bool keeps_projected, bool together) {
   const Index features = shape.halves * shape.rows, values = favor_values(shape.value_dim);
   const Index rows = favor_chunk_rows * (favor_padded(shape.head_dim) + favor_row(features) + values);
-  const Index lanes = favor_own_rows(shape, keeps_projected) * favor_chunk + 2 * favor_chunk * width;
-  return shape.causal ? rows + lanes : rows > lanes ? rows : lanes;
+  const Index pairs = shape.causal ? 2 * favor_chunk * width : 0;
+  const Index lanes = favor_own_rows(shape, keeps_projected) * favor_chunk + pairs;
+  return together ? rows + lanes : rows > lanes ? rows : lanes;
 }
 
 }  // namespace longview::inline v0::inline LONGVIEW_BUILD::kernel
