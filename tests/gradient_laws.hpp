@@ -518,6 +518,30 @@ TYPED_TEST_P(GradientLaws, G03_NaNThatArrivesStaysWithItsRow) {
       }
 }
 
+/// Also where a sink makes its log-sum-exp finite: the result of such a row is 0 whatever arrives.
+TYPED_TEST_P(GradientLaws, G03_NaNThatArrivesAtARowWithoutKeysReachesNothing) {
+  using T = typename TypeParam::Element;
+  Random random(305);
+  const Sizes s = this->sizes();
+  const Problem<T> problem(s, random);
+  const Arrived<T> arrived(s, random);
+  const auto sinks = random.values<T>(s.heads);
+  const Index row = 50;
+  auto keep = random.bytes(s.queries * s.keys, 50);
+  std::fill_n(keep.begin() + row * s.keys, s.keys, std::uint8_t{0});
+  Arrived<T> poisoned = arrived;
+  for (Index h = 0; h < s.heads; ++h)
+    for (Index c = 0; c < s.value_dim; ++c) poisoned.at(s, 0, h, row, c) = this->nan;
+  for (const bool has_sinks : {false, true}) {
+    Scores<T> scores = this->with_mask(keep, s);
+    if (has_sinks) scores.sinks = sinks;
+    under_all_sets([&] {
+      EXPECT_TRUE(same_gradients(this->run(problem, arrived, scores), this->run(problem, poisoned, scores)))
+          << "sinks " << has_sinks;
+    });
+  }
+}
+
 TYPED_TEST_P(GradientLaws, G03_NothingArrives) {
   using T = typename TypeParam::Element;
   Random random(304);
@@ -837,6 +861,24 @@ TYPED_TEST_P(GradientLaws, R02_R03_WorkspaceIsExact) {
 
 // ---- Dropout
 
+/// For dimensions up to 128, whatever the length.
+TYPED_TEST_P(GradientLaws, R02_ScratchStaysNearItsPromise) {
+  using T = typename TypeParam::Element;
+  const longview::Sequential sequential;
+  for (const Index length : {64, 1000, 4096})
+    for (const Index dim : {40, 64, 128}) {
+      const TensorView<T, 4> query(nullptr, {1, 4, length, dim}), key(nullptr, {1, 2, length, dim});
+      const TensorView<T, 3> lse(nullptr, {1, 4, length});
+      under_all_sets([&] {
+        longview::DryRun dry;
+        run_backward<T>(TypeParam(), query, key, key, {query, lse},
+                        {.out = query, .query = query, .key = key, .value = key}, {}, longview::Run(sequential, dry));
+        ASSERT_TRUE(dry.ok()) << dry.error();
+        EXPECT_LE(dry.workspace_bytes(), TypeParam::most_gradient_scratch) << length << ", " << dim;
+      });
+    }
+}
+
 TYPED_TEST_P(GradientLaws, G05_DropoutOfNothingAndOfEverything) {
   using T = typename TypeParam::Element;
   Random random(605);
@@ -1123,11 +1165,12 @@ REGISTER_TYPED_TEST_SUITE_P(GradientLaws, S01_NoQueries, S02_NoKeys, S03_NoBatch
                             S19_RowsFarApart, L01_L02_L07_AllLayouts, L01_L09_OnePackedBuffer, L03_RepeatedKeys,
                             L05_AllPhasesOfACacheLine, L16_GuardPages, M02_RowsMaskedEntirely,
                             M03_BiasOfMinusInfinityIsAMask, M11_RepeatedMasks, M27_M29_KeysBeyondTheLength,
-                            M07_M08_M29_TilesMaskedEntirely, G03_NaNThatArrivesStaysWithItsRow, G03_NothingArrives,
+                            M07_M08_M29_TilesMaskedEntirely, G03_NaNThatArrivesStaysWithItsRow,
+                            G03_NaNThatArrivesAtARowWithoutKeysReachesNothing, G03_NothingArrives,
                             M29_PoisonShowsExactlyWhereItIsAttended, M29_PoisonOfOneQuery, M30_PoisonInTheWorkspace,
                             N12_NoFlagsFromWhatIsMasked, N12_NoFlagsFromScratch, N11_RoundingModes, G02_EverySubset,
                             GradientsAreOverwritten, G04_T01_T02_AnyExecutor, R02_R03_WorkspaceIsExact,
-                            G05_DropoutOfNothingAndOfEverything, G06_ThePatternOfDropout, G06_TheSamePatternBackwards,
+                            R02_ScratchStaysNearItsPromise, G05_DropoutOfNothingAndOfEverything, G06_ThePatternOfDropout, G06_TheSamePatternBackwards,
                             D03_ArrivingScaledByPowersOfTwo, D04_BatchAndHeadsStandAlone,
                             D05_GroupedHeadsAreRepeatedKeys, S16_S18_ManyDimensions, S17_LengthsAroundEveryTile,
                             S17_LengthsThatCrossRanges, MixedOptions, M11_GradientsOfBiasesOfAnyShape,

@@ -89,6 +89,7 @@ struct OperatorDefaults {
   static constexpr const char* scores = "options.scores.";  // where its Scores stand
   static constexpr bool same_lengths = false, takes_slopes = false, takes_masks = true, gives_lse = true;
   static constexpr std::size_t most_scratch = std::size_t{256} * 1024;  // for dimensions up to 128
+  static constexpr std::size_t most_gradient_scratch = std::size_t{512} * 1024;
 
   static bool sees(const Sizes&, Index, Index) { return true; }
 };
@@ -147,6 +148,7 @@ struct LongformerAttention : OperatorDefaults<T> {
 template <typename T>
 struct RelativeAttention : OperatorDefaults<T> {
   static constexpr const char* name = "relative_attention";
+  static constexpr std::size_t most_gradient_scratch = std::size_t{528} * 1024;  // of double, one block
   static constexpr Index most_distances = 4096, most_channels = 128;
 
   static bool sees(const Sizes& s, Index query, Index key) { return key <= query + s.keys - s.queries; }

@@ -113,8 +113,11 @@ class BackwardWork {
   }
   TaskSize task_size() const {
     constexpr auto size = static_cast<Index>(sizeof(T));
-    return {kernel::backward_block_scratch(shape_, kernel_.block_rows) * size,
-            kernel::backward_tile_scratch(shape_, kernel_.block_rows) * size, Index{480} * 1024};
+    constexpr auto block = static_cast<Index>(sizeof(kernel::QueryBlock<T>) + sizeof(kernel::GradientBlock<T>));
+    constexpr auto bounds = static_cast<Index>(sizeof(kernel::LaneBounds));
+    const Index width = kernel_.block_rows;
+    return {kernel::backward_block_scratch(shape_, width) * size + block + segments_ * bounds,
+            kernel::backward_tile_scratch(shape_, width) * size, Index{508} * 1024};  // of 512: alignment, what tasks share
   }
 
   // Gradients that are summed over items or heads are summed by one line. The position table has no items at all.
