@@ -9,7 +9,6 @@
 #include <cstring>
 #include <limits>
 #include <longview/executor.hpp>
-#include <longview/instruction_set.hpp>
 #include <longview/workspace.hpp>
 #include <random>
 #include <string>
@@ -17,12 +16,14 @@
 #include <type_traits>
 #include <vector>
 
+#include "instruction_sets.hpp"
 #include "reference/precision.hpp"
 
 namespace inputs {
 
 using longview::Index;
 using longview::TensorView;
+using test::under_all_sets;
 
 /// What the reference computes in to judge T.
 template <typename T>
@@ -131,21 +132,6 @@ template <typename Number, typename T>
              << "element " << i << ": expected " << estimate.value << " +- " << estimate.radius << ", got " << got[i];
   }
   return ::testing::AssertionSuccess();
-}
-
-/// Runs body() on every instruction set of this machine.
-template <typename Body>
-void on_every_set(const Body& body) {
-  using longview::InstructionSet;
-  const InstructionSet before = longview::instruction_set();
-  for (const auto set :
-       {InstructionSet::portable, InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
-    if (!longview::available(set)) continue;
-    SCOPED_TRACE(longview::name_of(set));
-    longview::use_instruction_set(set);
-    body();
-  }
-  longview::use_instruction_set(before);
 }
 
 /// Runs body(run) on 1 to 16 threads, in reverse and in shuffled order.

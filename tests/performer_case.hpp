@@ -12,22 +12,16 @@
 #include <random>
 #include <thread>
 
+#include "instruction_sets.hpp"
 #include "longview/performer_attention.hpp"
 #include "reference/performer.hpp"
 
 namespace performer {
 
 using namespace longview;
+using test::instruction_sets;
 
 inline constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
-
-inline std::vector<InstructionSet> instruction_sets() {
-  std::vector<InstructionSet> sets;
-  for (const auto set :
-       {InstructionSet::portable, InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512})
-    if (available(set)) sets.push_back(set);
-  return sets;
-}
 
 /// One call, without data.
 struct Case {

@@ -20,7 +20,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "longview/instruction_set.hpp"
+#include "instruction_sets.hpp"
 #include "longview/workspace.hpp"
 
 namespace test {
@@ -260,35 +260,6 @@ struct Throwing {
     }
   }
 };
-
-// ---- Instruction sets
-
-inline std::vector<longview::InstructionSet> instruction_sets() {
-  using longview::InstructionSet;
-  std::vector<InstructionSet> all;
-  for (const InstructionSet set :
-       {InstructionSet::portable, InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512})
-    if (longview::available(set)) all.push_back(set);
-  return all;
-}
-
-/// Calls body() under every instruction set that the machine has.
-template <typename Body>
-void under_all_sets(Body body) {
-  const longview::InstructionSet before = longview::instruction_set();
-  auto sets = instruction_sets();
-#if defined(__SANITIZE_ADDRESS__)
-  // Under the sanitizers the portable kernels alone would take half of the time; the golden files run with every set.
-  sets.erase(sets.begin(), sets.end() - 1);
-#endif
-  for (const longview::InstructionSet set : sets) {
-    SCOPED_TRACE(longview::name_of(set));
-    longview::use_instruction_set(set);
-    body();
-    if (::testing::Test::HasFatalFailure()) break;
-  }
-  longview::use_instruction_set(before);
-}
 
 // ---- Comparisons
 
