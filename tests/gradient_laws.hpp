@@ -16,8 +16,8 @@ class GradientLaws : public ::testing::Test {
   static constexpr Number infinity = std::numeric_limits<Number>::infinity();
   static constexpr Number nan = std::numeric_limits<Number>::quiet_NaN();
 
-  /// More rows than a block has, more keys than a tile, dimensions that fill no vector.
-  static Sizes sizes() { return {2, 4, 2, 75, Operator::same_lengths ? 75 : 133, 19, 21}; }
+  /// More rows than a block has, more keys than a tile, keys that fill no vector and values that fill some.
+  static Sizes sizes() { return {2, 4, 2, 75, Operator::same_lengths ? 75 : 133, 19, 32}; }
 
   static Gradients<Number> run(const Problem<Number>& problem, const Arrived<Number>& arrived,
                                const Scores<Number>& scores = {}, longview::Run how = {}) {
@@ -668,15 +668,18 @@ TYPED_TEST_P(GradientLaws, N12_NoFlagsFromWhatIsMasked) {
   std::fill_n(keep.begin() + 3 * s.keys, s.keys, std::uint8_t{0});
   for (Index b = 0; b < s.batch; ++b)
     for (Index h = 0; h < s.heads; ++h) arrived.at(s, b, h, 3, 1) = this->infinity;
-  under_all_sets([&] {
-    const Scores<T> scores = this->with_mask(keep, s);
-    Answer<T> forward = answer<TypeParam>(problem, scores);
-    std::feclearexcept(FE_ALL_EXCEPT);
-    const Gradients<T> got = gradients_from<TypeParam>(problem, forward, arrived, scores);
-    EXPECT_EQ(std::fetestexcept(FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW), 0);
-    for (const auto* const gradient : {&got.query, &got.key, &got.value})
-      for (const T x : *gradient) ASSERT_TRUE(std::isfinite(x));
-  });
+  const auto sinks = random.values<T>(s.heads);
+  for (const bool has_sinks : {false, true})
+    under_all_sets([&] {
+      Scores<T> scores = this->with_mask(keep, s);
+      if (has_sinks) scores.sinks = sinks;
+      Answer<T> forward = answer<TypeParam>(problem, scores);
+      std::feclearexcept(FE_ALL_EXCEPT);
+      const Gradients<T> got = gradients_from<TypeParam>(problem, forward, arrived, scores);
+      EXPECT_EQ(std::fetestexcept(FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW), 0) << "sinks " << has_sinks;
+      for (const auto* const gradient : {&got.query, &got.key, &got.value, &got.sinks})
+        for (const T x : *gradient) ASSERT_TRUE(std::isfinite(x)) << "sinks " << has_sinks;
+    });
 }
 
 /// Scratch that nobody has written yet is not computed with.
@@ -869,13 +872,17 @@ TYPED_TEST_P(GradientLaws, R02_ScratchStaysNearItsPromise) {
     for (const Index dim : {40, 64, 128}) {
       const TensorView<T, 4> query(nullptr, {1, 4, length, dim}), key(nullptr, {1, 2, length, dim});
       const TensorView<T, 3> lse(nullptr, {1, 4, length});
-      under_all_sets([&] {
-        longview::DryRun dry;
-        run_backward<T>(TypeParam(), query, key, key, {query, lse},
-                        {.out = query, .query = query, .key = key, .value = key}, {}, longview::Run(sequential, dry));
-        ASSERT_TRUE(dry.ok()) << dry.error();
-        EXPECT_LE(dry.workspace_bytes(), TypeParam::most_gradient_scratch) << length << ", " << dim;
-      });
+      Scores<T> all{.softcap = 4.0};
+      all.bias = {nullptr, {1, 1, length, length}};
+      for (const Scores<T>& scores : {Scores<T>{}, all})
+        under_all_sets([&] {
+          longview::DryRun dry;
+          run_backward<T>(TypeParam(), query, key, key, {query, lse},
+                          {.out = query, .query = query, .key = key, .value = key}, scores,
+                          longview::Run(sequential, dry));
+          ASSERT_TRUE(dry.ok()) << dry.error();
+          EXPECT_LE(dry.workspace_bytes(), TypeParam::most_gradient_scratch) << length << ", " << dim;
+        });
     }
 }
 
@@ -1170,9 +1177,10 @@ REGISTER_TYPED_TEST_SUITE_P(GradientLaws, S01_NoQueries, S02_NoKeys, S03_NoBatch
                             M29_PoisonShowsExactlyWhereItIsAttended, M29_PoisonOfOneQuery, M30_PoisonInTheWorkspace,
                             N12_NoFlagsFromWhatIsMasked, N12_NoFlagsFromScratch, N11_RoundingModes, G02_EverySubset,
                             GradientsAreOverwritten, G04_T01_T02_AnyExecutor, R02_R03_WorkspaceIsExact,
-                            R02_ScratchStaysNearItsPromise, G05_DropoutOfNothingAndOfEverything, G06_ThePatternOfDropout, G06_TheSamePatternBackwards,
-                            D03_ArrivingScaledByPowersOfTwo, D04_BatchAndHeadsStandAlone,
-                            D05_GroupedHeadsAreRepeatedKeys, S16_S18_ManyDimensions, S17_LengthsAroundEveryTile,
+                            R02_ScratchStaysNearItsPromise, G05_DropoutOfNothingAndOfEverything,
+                            G06_ThePatternOfDropout, G06_TheSamePatternBackwards, D03_ArrivingScaledByPowersOfTwo,
+                            D04_BatchAndHeadsStandAlone, D05_GroupedHeadsAreRepeatedKeys, S16_S18_ManyDimensions,
+                            S17_LengthsAroundEveryTile,
                             S17_LengthsThatCrossRanges, MixedOptions, M11_GradientsOfBiasesOfAnyShape,
                             N01_N03_PeakedAndHugeScores);
 

@@ -30,7 +30,8 @@ template <typename T>
 class LongformerGradients : public ::testing::Test {
  public:
   using Options = longview::LongformerOptions<T>;
-  static AllGradients<T> run(const Problem<T>& problem, const Arrived<T>& arrived, const Options& options) {
+  static AllGradients<T> run(const Problem<T>& problem, const Arrived<T>& arrived, const Options& options,
+                             longview::Run how = {}) {
     const Sizes& s = problem.sizes;
     test::Answer<T> forward(s);
     longview::longformer_attention(problem.query_view(), problem.key_view(), problem.value_view(), forward.output(s),
@@ -48,7 +49,7 @@ class LongformerGradients : public ::testing::Test {
     else
       got.global.key.clear(), got.global.value.clear();
     longview::longformer_attention_backward(problem.query_view(), problem.key_view(), problem.value_view(),
-                                            forward.output(s), gradients, options);
+                                            forward.output(s), gradients, options, how);
     return got;
   }
 };
@@ -120,6 +121,30 @@ TYPED_TEST(LongformerGradients, M24_M26_GlobalTokensPaddingAndWindows) {
       EXPECT_TRUE(
           test::gradient_within_bound(name + " d_value_global", expected.value_global, got.global.value, sizes.value()))
           << sizes << scores.text() << where;
+    });
+  }
+}
+
+/// Rows of all residues of a dilated window add to the same global tokens.
+TYPED_TEST(LongformerGradients, G04_T01_T02_GlobalTokensBesideDilatedWindows) {
+  Random random(71);
+  const Sizes sizes{1, 2, 1, 400, 400, 16, 19};
+  const Problem<TypeParam> problem(sizes, random);
+  const Arrived<TypeParam> arrived(sizes, random);
+  const Index tokens[] = {0, 70, 71, 390};
+  for (const Index dilation : {2, 3}) {
+    const typename LongformerGradients<TypeParam>::Options options{.window = {8, 8, dilation},
+                                                                   .global = {.tokens = {.indices = tokens}}};
+    test::under_all_sets([&] {
+      const auto expected = this->run(problem, arrived, options);
+      for (const Index workers : {2, 3, 7}) {
+        const test::Reversed reversed{workers};
+        const test::Shuffled shuffled{workers, 5};
+        const test::Threads threads{workers};
+        for (const longview::Run& how : {longview::Run(reversed), longview::Run(shuffled), longview::Run(threads)})
+          EXPECT_TRUE(same_gradients(expected.own, this->run(problem, arrived, options, how).own))
+              << workers << " workers, dilation " << dilation;
+      }
     });
   }
 }

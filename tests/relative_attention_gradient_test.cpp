@@ -183,6 +183,48 @@ TYPED_TEST(RelativeGradients, G02_T01_GradientsOfPositions) {
   });
 }
 
+/// A distance that no pair takes, and a query whose distances are few: NaN reaches what attends it, all else keeps its bits.
+TYPED_TEST(RelativeGradients, M29_NaNStaysWithItsDistancesAndItsRow) {
+  const TypeParam nan = std::numeric_limits<TypeParam>::quiet_NaN();
+  for (const Index dim : {16, 9}) {
+    Random random(21);
+    const Sizes sizes{1, 2, 1, 70, 70, dim, dim};
+    const Problem<TypeParam> problem(sizes, random);
+    const Arrived<TypeParam> arrived(sizes, random);
+    const Shape<3> shape{1, 70, dim};
+    const auto table = random.values<TypeParam>(test::count_of(shape));
+    auto poisoned_table = table;
+    std::vector<std::uint8_t> keep(70 * 70, 1);
+    for (Index i = 3; i < 70; ++i) keep[test::to_size(i * 70 + i - 3)] = 0;
+    std::fill_n(poisoned_table.begin() + 3 * dim, dim, nan);
+    longview::RelativeOptions<TypeParam> options{.position = {table.data(), shape}}, poisoned = options;
+    poisoned.position = {poisoned_table.data(), shape};
+    options.scores.keep_mask = poisoned.scores.keep_mask = {keep.data(), {1, 1, 70, 70}};
+    Problem<TypeParam> poisoned_query = problem;
+    for (Index h = 0; h < 2; ++h) std::fill_n(poisoned_query.query.begin() + h * 70 * dim, dim, nan);
+    test::under_all_sets([&] {
+      auto expected = this->run(problem, arrived, options);
+      const auto by_table = this->run(problem, arrived, poisoned);
+      EXPECT_TRUE(same_gradients(expected.own, by_table.own)) << "distance 3";
+      EXPECT_TRUE(test::same_bits(expected.position, by_table.position, shape)) << "distance 3";
+
+      auto by_query = this->run(poisoned_query, arrived, options);  // sees key 0 alone, at distance 0
+      const auto take = [&](TypeParam& mine, TypeParam& other) {
+        EXPECT_TRUE(std::isnan(other));
+        mine = other;
+      };
+      for (Index c = 0; c < dim; ++c) {
+        for (Index h = 0; h < 2; ++h) take(expected.own.query_view()(0, h, 0, c), by_query.own.query_view()(0, h, 0, c));
+        take(expected.own.key_view()(0, 0, 0, c), by_query.own.key_view()(0, 0, 0, c));
+        take(expected.own.value_view()(0, 0, 0, c), by_query.own.value_view()(0, 0, 0, c));
+        take(expected.position[test::to_size(c)], by_query.position[test::to_size(c)]);
+      }
+      EXPECT_TRUE(same_gradients(expected.own, by_query.own)) << "query 0";
+      EXPECT_TRUE(test::same_bits(expected.position, by_query.position, shape)) << "query 0";
+    });
+  }
+}
+
 TYPED_TEST(RelativeGradients, D02_KeysInPieces) {
   Random random(19);
   const Shape<3> shape{1, 150, 9};

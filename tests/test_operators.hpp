@@ -148,7 +148,7 @@ struct LongformerAttention : OperatorDefaults<T> {
 template <typename T>
 struct RelativeAttention : OperatorDefaults<T> {
   static constexpr const char* name = "relative_attention";
-  static constexpr std::size_t most_gradient_scratch = std::size_t{528} * 1024;  // of double, one block
+  static constexpr std::size_t most_gradient_scratch = std::size_t{552} * 1024;  // of double, one block
   static constexpr Index most_distances = 4096, most_channels = 128;
 
   static bool sees(const Sizes& s, Index query, Index key) { return key <= query + s.keys - s.queries; }

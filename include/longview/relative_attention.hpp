@@ -177,7 +177,7 @@ void relative_attention(TensorView<Q, 4> query, const KeyValueView<KV>& keys, co
 /// The gradients of sum(out * gradients.out) + sum(lse * gradients.lse) of that call of relative_attention, in the fields of
 /// `gradients` that are present, overwritten.
 ///
-/// Arguments, errors and scratch as full_attention_backward's (in double up to 528 KiB); an extent of 1 on the axis of heads
+/// Arguments, errors and scratch as full_attention_backward's (in double up to 552 KiB); an extent of 1 on the axis of heads
 /// sums over them. Work: batch * heads * queries * keys * (6 head_dim + 2 value_dim) multiply-adds. The table's gradient is a
 /// sum over the batch: with it only heads are independent, and where it has no axis of heads, tasks follow each other over all
 /// of them.

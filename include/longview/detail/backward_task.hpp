@@ -129,7 +129,7 @@ class BackwardWork {
   // Only of rows that add to the same keys does the order of tiles keep the order.
   bool joins_residues() const {
     const auto& scores = wanted_.scores;
-    return !scores.alibi_slopes.empty() || !scores.sinks.empty() ||
+    return pattern_.residues_share_keys() || !scores.alibi_slopes.empty() || !scores.sinks.empty() ||
            (scores.bias && scores.bias.extent(2) == 1 && scores.bias.extent(3) == 1);
   }
 

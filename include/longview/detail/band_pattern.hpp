@@ -71,6 +71,7 @@ class BandPattern {
   Index items() const { return call_.query.extent(0); }
   Index groups() const { return call_.query.extent(1) / heads_per_group(); }
   Index residues(Index group) const { return dilation(group); }
+  bool residues_share_keys() const { return false; }
   Index most_rows(Index group) const {
     return heads_per_group() * ((call_.query.extent(2) + dilation(group) - 1) / dilation(group));
   }

@@ -55,6 +55,9 @@ class LongformerRows : public BandPattern<T> {
     }
   }
 
+  /// Rows of every residue see the global tokens.
+  bool residues_share_keys() const { return lists_.most > 0; }
+
   void segments(const GridPlace& place, kernel::AttentionTask<T>& task) const {
     const Index count = lists_.count[place.item];
     if (count > 0) {
@@ -87,6 +90,7 @@ class GlobalRows {
   Index items() const { return band_.items(); }
   Index groups() const { return band_.groups(); }
   Index residues(Index) const { return 1; }
+  bool residues_share_keys() const { return false; }
   Index most_rows(Index) const { return band_.heads_per_group() * lists_.most; }
   RowSet rows(const GridPlace& place) const {
     RowSet rows = band_.rows(place);

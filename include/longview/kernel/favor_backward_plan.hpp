@@ -8,9 +8,9 @@
 namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
 /// Not causal: `queries` and `query_sums`, or both at once, then `keys`, after the sums over keys of the forward kernel.
-/// Causal: both sides in one sweep each, forwards over the queries, backwards over the keys; or in segments at once, which begin with the sums
-/// that `segment_keys` (its shifts found before, stretch by stretch) and `segment_queries` find. Last `maxima`, where
-/// the published maximum is differentiated.
+/// Causal: both sides in one sweep each, forwards over the queries, backwards over the keys; or in segments at once, which
+/// begin with the sums that `segment_keys` (its shifts found before, stretch by stretch) and `segment_queries` find. Last
+/// `maxima`, where the published maximum is differentiated.
 enum class FavorBackwardStep {
   queries,
   query_sums,
