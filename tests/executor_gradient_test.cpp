@@ -2,6 +2,34 @@
 // Gradients on any executor, in any order: tasks that follow each other over the same keys, on threads of their own.
 #include "test_gradients.hpp"
 
+namespace test {
+
+/// Rows of three residues, all of which add to the global tokens.
+template <typename T>
+struct DilatedLongformerAttention : OperatorDefaults<T> {
+  static constexpr const char* name = "dilated_longformer_attention";
+  static constexpr Index tokens[] = {1, 400};
+
+  static longview::LongformerOptions<T> options(const Scores<T>& scores) {
+    return {.window = {30, 30, 3}, .global = {.tokens = {.indices = tokens}}, .scores = scores};
+  }
+  static void run(TensorView<const T, 4> query, TensorView<const T, 4> key, TensorView<const T, 4> value,
+                  const Output<T>& out, const Scores<T>& scores = {}, Run how = {}) {
+    longview::longformer_attention(query, key, value, out, options(scores), how);
+  }
+};
+
+template <typename T>
+void run_backward(DilatedLongformerAttention<T>, In<T> query, In<T> key, In<T> value, const Output<const Value<T>>& out,
+                  const AttentionGradients<Value<T>>& of, const Scores<Value<T>>& scores = {}, Run how = {}) {
+  longview::longformer_attention_backward(
+      query, key, value, out,
+      {.out = of.out, .lse = of.lse, .query = of.query, .key = of.key, .value = of.value, .scores = of.scores},
+      DilatedLongformerAttention<T>::options(scores), how);
+}
+
+}  // namespace test
+
 namespace {
 
 using longview::Index;
@@ -16,7 +44,7 @@ template <typename Operator>
 class ExecutorGradients : public ::testing::Test {
  public:
   // One key head, so that all tasks of an item stand in one line, and many of them.
-  static constexpr Sizes sizes{2, 2, 1, 700, 700, 8, 8};
+  static constexpr Sizes sizes{2, 2, 1, 700, 700, 8, 16};
   Random random{1};
   Problem<float> problem{sizes, random};
   Arrived<float> arrived{sizes, random, true};
@@ -32,7 +60,8 @@ class ExecutorGradients : public ::testing::Test {
   }
 };
 using Operators = ::testing::Types<test::FullAttention<float>, test::SlidingWindowAttention<float>,
-                                   test::LongformerAttention<float>, test::RelativeAttention<float>>;
+                                   test::LongformerAttention<float>, test::DilatedLongformerAttention<float>,
+                                   test::RelativeAttention<float>>;
 TYPED_TEST_SUITE(ExecutorGradients, Operators, test::TypeName);
 
 TYPED_TEST(ExecutorGradients, T01_T02_AnyExecutorAndOrder) {
