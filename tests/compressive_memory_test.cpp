@@ -121,7 +121,7 @@ const Stream streams[] = {
 };
 
 TEST(CompressiveMemory, QueuesFollowTheReference) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Stream& stream : streams)
       for (const Layout layout : all_layouts) {
         SCOPED_TRACE(stream.rate);
@@ -145,7 +145,7 @@ TEST(CompressiveMemory, C01RateOneKeepsEveryRow) {
 }
 
 TEST(CompressiveMemory, C02PushesOfOneTwoAndSevenInAnyOrderEqualOneOfTen) {
-  under_all_sets([] {
+  on_every_set([] {
     const auto rows = normal<float>({2, 1, 10, 6}, 3);
     Laid<float, 4> all(rows);
     for (const Kind kind : {Kind::mean, Kind::maximum, Kind::convolution})
@@ -325,7 +325,7 @@ TEST(CompressiveMemory, PushesOfItsOwnRows) {
 }
 
 TEST(CompressiveMemory, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     const auto rows = normal<float>({2, 2, 300, 24}, 4);
     Laid<float, 4> segment(rows);
     Compression<float> compression(Kind::convolution, 3, 24);
@@ -401,7 +401,7 @@ TEST(CompressiveMemory, MostUsedEqualsTheReferencesChoice) {
 // ---- attention over it
 
 TEST(CompressiveMemory, C01C05SegmentsEqualTheConcatenationBitwise) {
-  under_all_sets([] {
+  on_every_set([] {
     const Index heads = 2, dim = 24, now = 21;
     Laid<float, 4> old_rows(normal<float>({2, heads, 90, dim}, 1)), old_values(normal<float>({2, heads, 90, dim}, 2));
     Laid<float, 4> q(normal<float>({2, heads, now, dim}, 3)), k(normal<float>({2, heads, now, dim}, 4)),
@@ -546,7 +546,7 @@ void with_every_option(const Shape& shape, const Body& body) {
 }
 
 TEST(ReceivedAttention, WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Shape& shape : shapes) {
       SCOPED_TRACE(shape.keys);
       with_every_option<float>(shape, [](Received<float>& call) { EXPECT_TRUE(within(call.expected(), call())); });
@@ -556,7 +556,7 @@ TEST(ReceivedAttention, WithinTheCertifiedBound) {
 }
 
 TEST(ReceivedAttention, L01L02LayoutsAndSegmentsGiveTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     with_every_option<float>(shapes[1], [](Received<float>& call) {
       const auto expected = call();
       for (const Layout layout : all_layouts) {
@@ -570,7 +570,7 @@ TEST(ReceivedAttention, L01L02LayoutsAndSegmentsGiveTheSameBits) {
 }
 
 TEST(ReceivedAttention, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     Received<float> call({2, 3, 1, 40, 1500, 8});
     call.scores.causal = true;
     const auto expected = call();
@@ -586,7 +586,7 @@ TEST(ReceivedAttention, ProbabilitiesSumToOne) {
 }
 
 TEST(ReceivedAttention, D1OneOpenKeyGetsEverything) {
-  under_all_sets([] {
+  on_every_set([] {
     Received<float> call({1, 2, 2, 40, 90, 8});
     call.scores.keep_mask = reference::Tensor<std::uint8_t>({1, 1, 1, 90});
     call.scores.keep_mask(0, 0, 0, 71) = 2;
@@ -597,7 +597,7 @@ TEST(ReceivedAttention, D1OneOpenKeyGetsEverything) {
 }
 
 TEST(ReceivedAttention, M29NonFiniteKeys) {
-  under_all_sets([] {
+  on_every_set([] {
     Received<float> call({1, 1, 1, 20, 40, 4});
     call.scores.causal = true, call.scores.key_lengths = {40};
     call.scores.keep_mask = reference::Tensor<std::uint8_t>({1, 1, 20, 40}, 1);
@@ -695,7 +695,7 @@ void expect_reconstruction_loss(Index heads, Index queries, Index old_rows, Inde
 }
 
 TEST(ReconstructionLoss, WithinTheCertifiedBoundAndTheSameOnEveryExecutor) {
-  under_all_sets([] {
+  on_every_set([] {
     expect_reconstruction_loss<float>(4, 19, 36, 12, {});
     expect_reconstruction_loss<float>(1, 50, 130, 43, 0.5);
     expect_reconstruction_loss<double>(2, 19, 36, 12, 0.25);
@@ -778,7 +778,7 @@ void expect_reconstruction_gradients(Reconstruction<T> problem) {
 }
 
 TEST(ReconstructionLoss, GradientsWithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     expect_reconstruction_gradients<float>({4, 19, 36, 12});
     Reconstruction<float> scaled(1, 50, 130, 43);
     scaled.scale = 0.5;
@@ -788,7 +788,7 @@ TEST(ReconstructionLoss, GradientsWithinTheCertifiedBound) {
 }
 
 TEST(ReconstructionLoss, L01T01G02GradientsHaveTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     const Reconstruction<float> problem(4, 60, 130, 70);
     const auto expected = problem();
     for (const Layout layout : all_layouts) EXPECT_EQ(problem({}, layout), expected);
@@ -830,7 +830,7 @@ TEST(ReconstructionLoss, M30R02R03GradientsInExactWorkspace) {
 }
 
 TEST(ReconstructionLoss, NothingLostHasNoGradient) {
-  under_all_sets([] {
+  on_every_set([] {
     Reconstruction<float> problem(2, 9, 14, 14);
     problem.fresh = problem.old;
     for (const bool mean : {true, false}) {

@@ -20,15 +20,10 @@ inline std::vector<longview::InstructionSet> instruction_sets() {
   return all;
 }
 
-/// Calls body() under each of them.
+/// Calls body() under each of some sets.
 template <typename Body>
-void under_all_sets(const Body& body) {
+void on_sets(const std::vector<longview::InstructionSet>& sets, const Body& body) {
   const longview::InstructionSet before = longview::instruction_set();
-  auto sets = instruction_sets();
-#if defined(__SANITIZE_ADDRESS__)
-  // Under the sanitizers the portable kernels alone would take half of the time; the golden files run with every set.
-  sets.erase(sets.begin(), sets.end() - 1);
-#endif
   for (const longview::InstructionSet set : sets) {
     SCOPED_TRACE(longview::name_of(set));
     longview::use_instruction_set(set);
@@ -36,6 +31,20 @@ void under_all_sets(const Body& body) {
     if (::testing::Test::HasFatalFailure()) break;
   }
   longview::use_instruction_set(before);
+}
+template <typename Body>
+void on_every_set(const Body& body) {
+  on_sets(instruction_sets(), body);
+}
+/// Likewise, but under the sanitizers on the best alone: the portable kernels would take half of the time of the laws, and the
+/// golden files run with every set.
+template <typename Body>
+void under_all_sets(const Body& body) {
+  auto sets = instruction_sets();
+#if defined(__SANITIZE_ADDRESS__)
+  sets.erase(sets.begin(), sets.end() - 1);
+#endif
+  on_sets(sets, body);
 }
 
 }  // namespace test

@@ -172,14 +172,14 @@ void expect_all_certified() {
 }
 
 TEST(LinformerAttention, S18WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     expect_all_certified<float>();
     expect_all_certified<double>();
   });
 }
 
 TEST(LinformerAttention, N13N14N18ScaleSoftcapAndSinks) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const double scale : {0.0, -0.5, 0.25}) {
       Problem<float> problem({2, 4, 2, 20, 30, 8, 6, 10}, Kind::matrix);
       problem.options.scores.scale = scale;
@@ -191,7 +191,7 @@ TEST(LinformerAttention, N13N14N18ScaleSoftcapAndSinks) {
 }
 
 TEST(LinformerAttention, P01TheIdentityIsFullAttention) {
-  under_all_sets([] {
+  on_every_set([] {
     Problem<float> problem({1, 2, 2, 30, 70, 16, 12, 70, true}, Kind::matrix);
     for (Index s = 0; s < 70; ++s)
       for (Index j = 0; j < 70; ++j) problem.options.key_projection.matrix(0, s, j) = s == j;
@@ -213,7 +213,7 @@ TEST(LinformerAttention, S15D2OneSlotIsItsValue) {
 }
 
 TEST(LinformerAttention, L01L02EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds) {
       Problem<float> problem({2, 4, 2, 33, 50, 5, 7, 6, false, true, true}, kind);
       problem.options.keep_keys = reference::Tensor<std::uint8_t>({2, 50}, 1);
@@ -235,7 +235,7 @@ TEST(LinformerAttention, L03SharedKeysRepeatOverTheBatch) {
 }
 
 TEST(LinformerAttention, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds)
       for (const Size& size : {Size{1, 1, 1, 300, 400, 24, 80, 200}, Size{2, 4, 2, 33, 50, 5, 7, 6}}) {
         const Problem<float> problem(size, kind);
@@ -282,7 +282,7 @@ Problem<T> padded(Kind kind, bool by_mask, bool by_length) {
 }
 
 TEST(LinformerAttention, P03P04M29PaddedRowsAreZerosAndNotRead) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds)
       for (const auto& [by_mask, by_length] : {std::pair{true, false}, {false, true}, {true, true}}) {
         SCOPED_TRACE(std::to_string(static_cast<int>(kind)) + (by_mask ? " mask" : "") + (by_length ? " length" : ""));
@@ -337,7 +337,7 @@ TEST(LinformerAttention, P04NonFiniteKeysStayVisible) {
 }
 
 TEST(LinformerAttention, P05NoSlots) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds) {
       Problem<float> problem({2, 2, 1, 5, kind == Kind::matrix ? 6 : 0, 4, 3, 0}, kind);
       const auto got = Call<float>(problem)();
@@ -549,14 +549,14 @@ void expect_all_gradients_certified() {
 }
 
 TEST(LinformerBackward, S18WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     expect_all_gradients_certified<float>();
     expect_all_gradients_certified<double>();
   });
 }
 
 TEST(LinformerBackward, N13N14N18ScaleSoftcapAndSinks) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const double scale : {0.0, -0.5, 0.25}) {
       Problem<float> problem({2, 4, 2, 20, 30, 8, 6, 10}, Kind::matrix);
       problem.options.scores.scale = scale;
@@ -568,7 +568,7 @@ TEST(LinformerBackward, N13N14N18ScaleSoftcapAndSinks) {
 }
 
 TEST(LinformerBackward, P01TheIdentityIsFullAttention) {
-  under_all_sets([] {
+  on_every_set([] {
     Problem<float> problem({1, 2, 2, 30, 70, 16, 12, 70, true}, Kind::matrix);
     for (Index s = 0; s < 70; ++s)
       for (Index j = 0; j < 70; ++j) problem.options.key_projection.matrix(0, s, j) = s == j;
@@ -625,7 +625,7 @@ TEST(LinformerBackward, AFiniteDifferenceThroughBothPasses) {
 }
 
 TEST(LinformerBackward, G02EverySubsetGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const bool shared : {true, false})
       for (const Kind kind : all_kinds) {
         Problem<float> problem({2, 4, 2, 33, 50, 7, 7, 6, shared, true, true}, kind);
@@ -647,7 +647,7 @@ TEST(LinformerBackward, G02EverySubsetGivesTheSameBits) {
 }
 
 TEST(LinformerBackward, L01L02L07EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const bool shared : {true, false})
       for (const Kind kind : all_kinds) {
         Problem<float> problem({2, 4, 2, 33, 50, 7, 7, 6, shared, true, true}, kind);
@@ -681,7 +681,7 @@ struct Projected {
 };
 
 TEST(LinformerBackward, G02L01ProjectedRowsThatAreHandedOverChangeNoBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const bool shared : {true, false})
       for (const Kind kind : all_kinds)
         for (const Layout layout : all_layouts) {
@@ -749,7 +749,7 @@ TEST(LinformerBackward, M30ProjectedRowsThatAreHandedOverNeedNoScratch) {
 }
 
 TEST(LinformerBackward, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds)
       for (const Size& size :
            {Size{1, 1, 1, 300, 400, 24, 80, 200}, Size{2, 4, 2, 33, 50, 5, 5, 6, true, false, true}}) {
@@ -779,7 +779,7 @@ TEST(LinformerBackward, T01AnyNumberOfWorkers) {
 }
 
 TEST(LinformerBackward, P03P04M29PaddedRowsGetZerosAndGiveNothing) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds)
       for (const auto& [by_mask, by_length] : {std::pair{true, false}, {false, true}, {true, true}}) {
         SCOPED_TRACE(std::to_string(static_cast<int>(kind)) + (by_mask ? " mask" : "") + (by_length ? " length" : ""));
@@ -816,7 +816,7 @@ TEST(LinformerBackward, P03P04M29PaddedRowsGetZerosAndGiveNothing) {
 }
 
 TEST(LinformerBackward, G03NanArrivingMeetsNoPaddedRow) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds) {
       const Problem<float> problem = padded<float>(kind, true, true);
       Arriving<float> arriving(problem);
@@ -848,7 +848,7 @@ TEST(LinformerBackward, G03NanArrivingMeetsNoPaddedRow) {
 }
 
 TEST(LinformerBackward, P05S01S02S03EmptyExtents) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : {Size{2, 2, 1, 5, 6, 4, 3, 0}, Size{2, 2, 1, 0, 6, 4, 3, 2}, Size{2, 2, 1, 5, 0, 4, 3, 2},
                              Size{0, 2, 1, 5, 6, 4, 3, 2}, Size{2, 0, 1, 5, 6, 4, 3, 2}}) {
       const Problem<float> problem(size, Kind::matrix);

@@ -23,7 +23,7 @@ namespace inputs {
 
 using longview::Index;
 using longview::TensorView;
-using test::under_all_sets;
+using test::on_every_set;
 
 /// What the reference computes in to judge T.
 template <typename T>

@@ -92,7 +92,7 @@ void expect_certified(const Size& size, double spread = 3) {
 const Size sizes[] = {{1, 1, 1, 1, 1}, {2, 2, 3, 37, 16}, {3, 1, 2, 70, 64}, {5, 2, 1, 17, 33}, {8, 1, 1, 130, 5}};
 
 TEST(Merge, S16WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes)
       for (const double spread : {0.1, 3.0, 40.0}) {
         SCOPED_TRACE(size.parts);
@@ -138,14 +138,14 @@ void expect_empty_adds_nothing() {
 }
 
 TEST(Merge, AnEmptyPartAddsNothingBitwise) {
-  under_all_sets([] {
+  on_every_set([] {
     expect_empty_adds_nothing<float>();
     expect_empty_adds_nothing<double>();
   });
 }
 
 TEST(Merge, P05AllEmptyOrNoPartsGiveZero) {
-  under_all_sets([] {
+  on_every_set([] {
     const std::vector<float> expected{0, 0, 0, -std::numeric_limits<float>::infinity()};
     EXPECT_TRUE(
         same_bits(Call<float>(single_rows<float>({{nan_value, 1, 2}, {3, 4, 5}}, {-infinity, -infinity}))(), expected));
@@ -156,7 +156,7 @@ TEST(Merge, P05AllEmptyOrNoPartsGiveZero) {
 }
 
 TEST(Merge, N02AFarLargerPartWinsBitwise) {
-  under_all_sets([] {
+  on_every_set([] {
     const std::vector<float> expected{1.5F, -2, 3, 7};
     EXPECT_TRUE(
         same_bits(Call<float>(single_rows<float>({{9, infinity, -infinity}, {1.5, -2, 3}}, {-500, 7}))(), expected));
@@ -164,7 +164,7 @@ TEST(Merge, N02AFarLargerPartWinsBitwise) {
 }
 
 TEST(Merge, NonFinitePartsStayVisibleInTheirRow) {
-  under_all_sets([] {
+  on_every_set([] {
     const double nan = nan_value;
     // A row is undefined if the log-sum-exp of a part is.
     for (const double lse : {nan, infinity})
@@ -189,7 +189,7 @@ TEST(Merge, NonFinitePartsStayVisibleInTheirRow) {
 }
 
 TEST(Merge, L01L02EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes) {
       const Parts<float> parts = random_parts<float>(size);
       const auto expected = Call<float>(parts)();
@@ -199,7 +199,7 @@ TEST(Merge, L01L02EveryLayoutGivesTheSameBits) {
 }
 
 TEST(Merge, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     const Parts<float> parts = random_parts<float>({3, 2, 3, 150, 20});
     const auto expected = Call<float>(parts)();
     on_every_executor([&](const auto& executor) { EXPECT_TRUE(same_bits(Call<float>(parts)(executor), expected)); });
@@ -265,7 +265,7 @@ void expect_split_equals_whole(const std::vector<Index>& cuts) {
 }
 
 TEST(Merge, SplitKeysEqualTheWhole) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const auto& cuts : std::vector<std::vector<Index>>{
              {0, 150, 300}, {0, 1, 300}, {0, 0, 64, 64, 299, 300}, {0, 37, 101, 202, 291, 300}, {0, 295, 300}}) {
       expect_split_equals_whole<float>(cuts);
@@ -344,7 +344,7 @@ void expect_certified_gradients(const Size& size, double spread = 3) {
 }
 
 TEST(MergeBackward, S16WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes)
       for (const double spread : {0.1, 3.0, 40.0}) {
         SCOPED_TRACE(size.parts);
@@ -358,7 +358,7 @@ TEST(MergeBackward, S16WithinTheCertifiedBound) {
 TEST(MergeBackward, ManyParts) { expect_certified_gradients<float>({70, 1, 2, 20, 8}); }
 
 TEST(MergeBackward, AFiniteDifferenceOfEachPart) {
-  under_all_sets([] {
+  on_every_set([] {
     Parts<double> parts = random_parts<double>({3, 1, 1, 5, 4});
     for (auto& part : parts) {
       part.lse.value = normal<double>({1, 1, 5}, static_cast<unsigned>(&part - parts.data()) + 50);
@@ -395,7 +395,7 @@ TEST(MergeBackward, AFiniteDifferenceOfEachPart) {
 }
 
 TEST(MergeBackward, M02EmptyPartsGetZerosWhateverTheyHold) {
-  under_all_sets([] {
+  on_every_set([] {
     // Part 1 is empty; row 1 is, as a whole.
     Parts<float> parts = random_parts<float>({2, 1, 1, 2, 3});
     parts[0].lse.value.elements() = {0.5, -infinity}, parts[1].lse.value.elements() = {-infinity, -infinity};
@@ -417,7 +417,7 @@ TEST(MergeBackward, M02EmptyPartsGetZerosWhateverTheyHold) {
 }
 
 TEST(MergeBackward, G03NanStaysInItsRow) {
-  under_all_sets([] {
+  on_every_set([] {
     const Parts<float> parts = random_parts<float>({3, 1, 1, 40, 5});
     Arriving<float> arriving(parts);
     const auto clean = Backward<float>(parts, arriving)();
@@ -434,7 +434,7 @@ TEST(MergeBackward, G03NanStaysInItsRow) {
 }
 
 TEST(MergeBackward, G02EverySubsetGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     const Parts<float> parts = random_parts<float>({3, 2, 1, 21, 20});
     const Arriving<float> arriving(parts);
     Backward<float> all(parts, arriving);
@@ -479,7 +479,7 @@ TEST(MergeBackward, WithoutAGradientOfTheSumItIsZero) {
 }
 
 TEST(MergeBackward, L01L02EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes) {
       const Parts<float> parts = random_parts<float>(size);
       const Arriving<float> arriving(parts);
@@ -491,7 +491,7 @@ TEST(MergeBackward, L01L02EveryLayoutGivesTheSameBits) {
 }
 
 TEST(MergeBackward, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     const Parts<float> parts = random_parts<float>({3, 2, 3, 150, 20});
     const Arriving<float> arriving(parts);
     const auto expected = Backward<float>(parts, arriving)();

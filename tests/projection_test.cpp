@@ -98,7 +98,7 @@ const Size sizes[] = {{1, 1, 1, 1, 1, 1},
                       {1, 1, 40, 8, 600, 8}};
 
 TEST(Projection, S16WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes) {
       SCOPED_TRACE(size.length);
       expect_certified<float>(size);
@@ -108,7 +108,7 @@ TEST(Projection, S16WithinTheCertifiedBound) {
 }
 
 TEST(Projection, S17EveryLengthAndWidthAroundTheTiles) {
-  under_all_sets([] {
+  on_every_set([] {
     for (Index dim = 1; dim <= 52; ++dim) expect_certified<float>({1, 1, 11, dim, 3, 53 - dim});
     for (const Index length : {63, 64, 65, 127, 128, 129, 192}) expect_certified<float>({1, 1, length, 3, 5, 2});
     for (Index slots = 1; slots <= 18; ++slots) expect_certified<float>({1, 1, 36, 3, slots, 2});
@@ -116,7 +116,7 @@ TEST(Projection, S17EveryLengthAndWidthAroundTheTiles) {
 }
 
 TEST(Projection, L01L02EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes)
       for (const Kind kind : all_kinds) {
         const Problem<float> problem(size, kind);
@@ -162,7 +162,7 @@ TEST(Projection, NothingBesideTheOutputIsWritten) {
 }
 
 TEST(Projection, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size size : {Size{1, 1, 500, 130, 300, 140, false, true}, Size{3, 2, 40, 6, 5, 6, true, true}})
       for (const Kind kind : all_kinds) {
         const Problem<float> problem(size, kind);
@@ -205,7 +205,7 @@ TEST(Projection, ATailBelowTheRateIsNotRead) {
 }
 
 TEST(Projection, NonFiniteElementsStayVisibleInTheirChannel) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : {Kind::matrix, Kind::mean, Kind::maximum})
       for (const Index row : {0, 3, 6, 7}) {
         Problem<float> problem({1, 1, 8, 20, 2, 20}, kind);
@@ -374,7 +374,7 @@ void expect_certified_gradients(const Size& size) {
 }
 
 TEST(ProjectBackward, S16WithinTheCertifiedBound) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes) {
       SCOPED_TRACE(size.length);
       expect_certified_gradients<float>(size);
@@ -384,7 +384,7 @@ TEST(ProjectBackward, S16WithinTheCertifiedBound) {
 }
 
 TEST(ProjectBackward, S17EveryLengthAndWidthAroundTheTiles) {
-  under_all_sets([] {
+  on_every_set([] {
     for (Index dim = 1; dim <= 52; ++dim) expect_certified_gradients<float>({1, 1, 11, dim, 3, 53 - dim});
     for (const Index length : {63, 64, 65, 127, 128, 129, 143, 144, 145, 400})
       expect_certified_gradients<float>({1, 1, length, 3, 5, 2});
@@ -394,7 +394,7 @@ TEST(ProjectBackward, S17EveryLengthAndWidthAroundTheTiles) {
 }
 
 TEST(ProjectBackward, G04GradientsOfExtentOneAreSummedOverHeads) {
-  under_all_sets([] {
+  on_every_set([] {
     Problem<float> problem({3, 4, 30, 7, 5, 7, true, true}, Kind::matrix);
     const auto d_out = arriving(problem);
     Backward<float> call(problem, d_out, Layout::packed, true);
@@ -409,7 +409,7 @@ TEST(ProjectBackward, G04GradientsOfExtentOneAreSummedOverHeads) {
 }
 
 TEST(ProjectBackward, L01L02L07EveryLayoutGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size& size : sizes)
       for (const Kind kind : all_kinds) {
         const Problem<float> problem(size, kind);
@@ -453,7 +453,7 @@ TEST(ProjectBackward, NothingBesideTheGradientsIsWritten) {
 }
 
 TEST(ProjectBackward, T01T02EveryExecutorGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Size size : {Size{1, 1, 500, 130, 300, 140, false, true}, Size{3, 2, 40, 6, 5, 6, true, true}})
       for (const Kind kind : all_kinds) {
         const Problem<float> problem(size, kind);
@@ -482,7 +482,7 @@ TEST(ProjectBackward, T01AnyNumberOfWorkers) {
 }
 
 TEST(ProjectBackward, G02EverySubsetGivesTheSameBits) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds) {
       const Problem<float> problem({2, 3, 70, 20, 9, 21, true, true}, kind);
       const auto d_out = arriving(problem);
@@ -499,7 +499,7 @@ TEST(ProjectBackward, G02EverySubsetGivesTheSameBits) {
 }
 
 TEST(ProjectBackward, S01S02S03EmptyExtents) {
-  under_all_sets([] {
+  on_every_set([] {
     // Nothing arrives: gradients are zeros.
     for (const Kind kind : all_kinds)
       for (const Size& size : {Size{0, 2, 12, 3, 4, 3, true, true}, Size{2, 2, 3, 3, 0, 3, true, true},
@@ -521,7 +521,7 @@ TEST(ProjectBackward, S01S02S03EmptyExtents) {
 }
 
 TEST(ProjectBackward, RowsWithoutASlotGetZeros) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : {Kind::mean, Kind::maximum, Kind::convolution}) {
       Problem<float> problem({1, 2, 12, 5, 3, 5}, kind);
       const auto d_out = arriving(problem);
@@ -556,7 +556,7 @@ std::vector<float> through_maximum(const std::vector<float>& rows, Index rate) {
 }
 
 TEST(ProjectBackward, TheFirstMaximumGetsTheGradient) {
-  under_all_sets([] {
+  on_every_set([] {
     const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
     EXPECT_EQ(through_maximum({1, 3, 3, 2, 5, 5}, 3), (std::vector<float>{0, 2, 0, 0, 3, 0}));
     EXPECT_EQ(through_maximum({-0.0F, 0.0F, 0.0F, -0.0F}, 2), (std::vector<float>{2, 0, 3, 0}));
@@ -568,7 +568,7 @@ TEST(ProjectBackward, TheFirstMaximumGetsTheGradient) {
 }
 
 TEST(ProjectBackward, G03ZeroAndNanArriving) {
-  under_all_sets([] {
+  on_every_set([] {
     for (const Kind kind : all_kinds) {
       const Problem<float> problem({2, 2, 24, 20, 6, 20, false, true}, kind);
       auto d_out = arriving(problem);
