@@ -2,7 +2,9 @@
 // Performer: positive features of queries and keys (m of them), then linear attention, both ways and causal. Useful
 // FLOP of n positions with d channels: forward 8 n m d, features included; `state_GFLOP/s` counts the state and the
 // query alone, 4 n m d. Backward 12 n m d: sums over queries 2, gradients of features 4, of values 2 and of inputs 4;
-// features and sums of the forward pass that are made again, and products within a causal chunk, do not count.
+// products within a causal chunk do not count, nor what is made again with `recompute1`. Without that, the backward pass reads
+// what the forward pass has left: projected queries and keys and, not causal, the sums over keys. `leave1`: the forward pass
+// that leaves them.
 // `performer_given_causal`: forward of the numerator alone with features that are given, the head's m channels
 // themselves, and d channels of values: 4 n m d.
 // smallest cell: ^performer_forward/f32/b1/h1/n1024/d64/m256
@@ -20,8 +22,17 @@ void performer(benchmark::State& state, const Cell& cell) {
   AttentionTensors<T> x(cell);
   const Index m = cell["m"], d = cell["d"];
   const std::vector<T> w = normal<T>(m * d, 4);
-  const longview::PerformerOptions<T> options{.projection = {w.data(), {m, d}}, .causal = cell.causal()};
-  const double products = static_cast<double>(cell["b"] * cell["h"] * cell["n"]) * static_cast<double>(m * d);
+  longview::PerformerOptions<T> options{.projection = {w.data(), {m, d}}, .causal = cell.causal()};
+  const Index heads = cell["b"] * cell["h"], n = cell["n"];
+  const double products = static_cast<double>(heads * n) * static_cast<double>(m * d);
+  const bool leaves = cell.backward() ? !cell.has("recompute") : cell.has("leave");
+  std::vector<T> projected_query(static_cast<std::size_t>(leaves ? heads * n * m : 0));
+  std::vector<T> projected_key(projected_query.size()), key_sums(static_cast<std::size_t>(heads * (d + 2) * m));
+  if (leaves) {
+    const longview::Shape<4> rows{cell["b"], cell["h"], n, m};
+    options.projected_query = {projected_query.data(), rows}, options.projected_key = {projected_key.data(), rows};
+    if (!cell.causal()) options.key_sums = {key_sums.data(), {cell["b"], cell["h"], d + 2, m}};
+  }
   if (!cell.name().starts_with("performer_backward")) {
     measure<T>(state, cell, 8 * products, [&](longview::Run run) {
       longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options, run);
@@ -30,12 +41,8 @@ void performer(benchmark::State& state, const Cell& cell) {
     return;
   }
   longview::performer_attention(x.query(), x.key(), x.value(), x.out(), options);
-  const std::vector<T> d_out = normal<T>(x.count(x.shape), 5);
-  std::vector<T> d_query(x.q.size()), d_key(x.k.size()), d_value(x.v.size());
-  const longview::PerformerGradients<T> gradients{.out = {d_out.data(), x.shape},
-                                                  .query = {d_query.data(), x.shape},
-                                                  .key = {d_key.data(), x.key_shape},
-                                                  .value = {d_value.data(), x.key_shape}};
+  const longview::PerformerGradients<T> gradients{
+      .out = x.d_out(), .query = x.d_query(), .key = x.d_key(), .value = x.d_value()};
   measure<T>(state, cell, 12 * products, [&](longview::Run run) {
     longview::performer_attention_backward(x.query(), x.key(), x.value(), x.out(), gradients, options, run);
   });
@@ -71,6 +78,10 @@ std::vector<std::string> cells() {
     names.push_back(std::string(direction) + "/f32/b1/h1/n4096/d128/m256");
     names.push_back(std::string(direction) + "/f32/b1/h8/n4096/d64/m64");
     names.push_back(std::string(direction) + "/f64/b1/h1/n4096/d64/m256");
+  }
+  for (const std::string causal : {"", "_causal"}) {
+    names.push_back("performer_forward" + causal + "/f32/b1/h1/n4096/d64/m256/leave1");
+    names.push_back("performer_backward" + causal + "/f32/b1/h1/n4096/d64/m256/recompute1");
   }
   names.push_back("performer_given_causal/f32/b1/h1/n4096/d64/m256");
   return names;

@@ -562,6 +562,70 @@ TEST(PerformerBackwardContract, S01_S02_S03_S05_EmptyExtents) {
     }
 }
 
+/// Whatever of it is handed over, however it is laid out and the work is split.
+TEST_P(PerformerBackwardBits, G02_G04_L01_WhatTheForwardCallLeavesChangesNoBits) {
+  std::vector<Case> all = cases();
+  for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric, FeatureMap::softmax})
+    all.push_back({.features = map,
+                   .stabiliser = map == FeatureMap::softmax ? Stabiliser::reference : Stabiliser::prefix,
+                   .projected = false,
+                   .padded = true,
+                   .head_dim = 100});
+  for (const Case& c : all) {
+    BackwardData<float> data(c);
+    const std::vector<float> out = data.out;
+    const Answer<float> expected = data.differentiate();
+    for (int which = 1; which <= data.may_leave(); ++which) {
+      if ((which & ~data.may_leave()) != 0) continue;
+      for (const Index threads : {1, 3, 16}) {
+        const Parallel executor{threads, Sequential()};
+        data.leave(which, threads == 3 ? 3 : 1);
+        EXPECT_TRUE(same_bits(data.run(longview::Run(executor)), out)) << c << " left " << which << " threads " << threads;
+        const std::vector<float> left[] = {data.left[0], data.left[1], data.left[2]};
+        EXPECT_TRUE(data.differentiate(everything, longview::Run(executor)) == expected)
+            << c << " left " << which << " threads " << threads;
+        for (int at = 0; at < 3; ++at) EXPECT_TRUE(same_bits(data.left[at], left[at])) << c;
+      }
+    }
+  }
+}
+
+/// Half of what is left gives other gradients.
+TEST_P(PerformerBackwardBits, WhatTheForwardCallLeavesIsRead) {
+  for (const bool causal : {false, true}) {
+    BackwardData<float> data(Case{.causal = causal});
+    for (const int which : {1, 2, 4}) {
+      if ((which & data.may_leave()) == 0) continue;
+      data.leave(which);
+      data.run();
+      const Answer<float> expected = data.differentiate();
+      for (std::vector<float>& values : data.left)
+        for (float& x : values) x /= 2;
+      EXPECT_FALSE(data.differentiate() == expected) << which;
+    }
+  }
+}
+
+TEST_P(PerformerBackwardBits, M29_KeysThatDoNotExistAreNotReadWhereTheyAreLeft) {
+  for (const Case& c : cases()) {
+    if (!c.padded) continue;
+    BackwardData<float> data(c);
+    const Answer<float> expected = data.differentiate();
+    data.leave(data.may_leave());
+    data.run();
+    for (Index b = 0; b < c.batch; ++b)
+      for (Index j = 0; j < c.keys; ++j) {
+        if (j < data.lengths[static_cast<std::size_t>(b)] && data.keep(b, j) != 0) continue;
+        for (Index h = 0; h < c.key_heads; ++h)
+          for (Index f = 0; f < c.rows; ++f) {
+            EXPECT_EQ(data.left_views[1](b, h, j, f), 0);
+            data.left_views[1](b, h, j, f) = static_cast<float>(not_a_number);
+          }
+      }
+    EXPECT_TRUE(data.differentiate() == expected) << c;
+  }
+}
+
 TEST(PerformerBackwardContract, R02_R03_WorkspaceIsExact) {
   for (const bool causal : {false, true})
     for (const Index threads : {1, 3, 16}) {
@@ -660,6 +724,15 @@ TEST(PerformerBackwardContract, ErrorTexts) {
   refused(
       "gradients.value: shape (got 2x1x52x5, expected 2x1x53x5)", plain,
       LONGVIEW_CHANGE { gradients.value = gradients.value.slice(2, 0, 52); });
+  refused(
+      "gradients.query: overlaps options.projected_query", plain, [](auto&, auto&, auto&, auto&, auto& gradients, auto& options) {
+        options.projected_query = {gradients.query.data_handle(), {2, 2, 53, 17}};
+      });
+  refused(
+      "options.key_sums: shape (got 2x1x7x16, expected 2x1x7x17)", plain,
+      [](auto&, auto&, auto&, auto&, auto& gradients, auto& options) {
+        options.key_sums = {gradients.query.data_handle(), {2, 1, 7, 16}};
+      });
   refused(
       "gradients.query: overlaps query", plain, LONGVIEW_CHANGE {
         gradients.query = {query.data_handle(), query.shape()};

@@ -359,6 +359,117 @@ TEST_P(Performer, S01_S02_S03_S05_EmptyExtents) {
   for (const float x : none.run()) EXPECT_EQ(x, 0);
 }
 
+// ---- What is left to the backward call.
+
+TEST_P(Performer, ProjectedRowsAreThoseOfTheDefinition) {
+  for (Case c : definition_cases()) {
+    if (!c.projected) continue;
+    Data<float> data(c);
+    const std::vector<float> expected = data.run();
+    data.leave(data.may_leave());
+    EXPECT_TRUE(same_bits(data.run(), expected)) << c;
+    const bool exponential = c.features <= FeatureMap::trigonometric;
+    const auto scale = static_cast<double>(
+        static_cast<float>(exponential ? 1 / std::sqrt(std::sqrt(static_cast<double>(c.head_dim))) : 1));
+    // One rounding of the scaled input, and a chain of head_dim fused multiply-adds.
+    const double unit = 0x1p-24, roundings = static_cast<double>(c.head_dim + 1);
+    const auto check = [&](int side, const reference::Tensor<double>& input, const auto& exists) {
+      const TensorView<float, 4>& got = data.left_views[side];
+      for (Index b = 0; b < got.extent(0); ++b)
+        for (Index h = 0; h < got.extent(1); ++h)
+          for (Index i = 0; i < got.extent(2); ++i)
+            for (Index f = 0; f < c.rows; ++f) {
+              if (!exists(b, i)) {
+                ASSERT_EQ(got(b, h, i, f), 0) << c;
+                continue;
+              }
+              double exact = 0, size = 0;
+              for (Index e = 0; e < c.head_dim; ++e) {
+                const double term = data.projection(f, e) * input(b, h, i, e) * scale;
+                exact += term, size += std::abs(term);
+              }
+              ASSERT_LE(std::abs(static_cast<double>(got(b, h, i, f)) - exact), 1.01 * roundings * unit * size) << c;
+            }
+    };
+    check(0, data.query, [](Index, Index) { return true; });
+    check(1, data.key, [&](Index b, Index j) {
+      return !c.padded || (j < data.lengths[static_cast<std::size_t>(b)] && data.keep(b, j) != 0);
+    });
+    if (HasFatalFailure()) return;
+  }
+}
+
+/// The result is what features of queries make of the sums.
+TEST_P(Performer, KeySumsAreThoseOfTheResult) {
+  for (Case c : definition_cases()) {
+    if (c.causal || c.guard > 0 || !c.normalize) continue;
+    Data<double> data(c);
+    data.leave(Data<double>::left_sums);
+    data.run();
+    const TensorView<double, 4>& sums = data.left_views[2];
+    const Index count = sums.extent(3);
+    std::vector<double> storage(static_cast<std::size_t>(c.batch * c.heads * c.queries * count));
+    const TensorView<double, 4> features(storage.data(), {c.batch, c.heads, c.queries, count});
+    auto options = data.options();
+    options.key_lengths = {}, options.keep_keys = {}, options.key_sums = {};
+    performer_features(data.query_view(), FeatureSide::query, features, options);
+    const double roundings = 0x1p-53 * 4 * static_cast<double>(count + c.keys);
+    for (Index b = 0; b < c.batch; ++b)
+      for (Index h = 0; h < c.heads; ++h)
+        for (Index i = 0; i < c.queries; ++i)
+          for (Index e = 0; e < c.value_dim; ++e) {
+            const Index g = h / (c.heads / c.key_heads);
+            double numerator = 0, denominator = 0, sizes[2] = {};
+            for (Index f = 0; f < count; ++f) {
+              // Softmax over positions: features of a channel sum to 1, wherever their shift.
+              const double z = sums(b, g, c.value_dim, f), shift = std::exp2(sums(b, g, c.value_dim + 1, f));
+              const double factor = features(b, h, i, f) * (c.features == FeatureMap::softmax ? 1 / z : shift);
+              const double above = factor * sums(b, g, e, f), below = factor * z;
+              numerator += above, denominator += below, sizes[0] += std::abs(above), sizes[1] += std::abs(below);
+            }
+            const double ratio = numerator / denominator;
+            const double bound = roundings * (sizes[0] + sizes[1] * std::abs(ratio)) / std::abs(denominator);
+            ASSERT_LE(std::abs(data.out_view()(b, h, i, e) - ratio), bound) << c;
+          }
+  }
+}
+
+TEST_P(Performer, S02_WithoutQueriesKeysAreLeftAllTheSame) {
+  Case c{.queries = 0, .keys = 60};
+  Data<float> none(c);
+  none.leave(none.may_leave());
+  none.run();
+  c.queries = 5;
+  Data<float> some(c);
+  some.k = none.k, some.v = none.v, some.w = none.w;
+  some.leave(some.may_leave());
+  some.run();
+  EXPECT_TRUE(same_bits(none.left[1], some.left[1]));
+  EXPECT_TRUE(same_bits(none.left[2], some.left[2]));
+}
+
+TEST_P(Performer, D01_StreamsLeaveTheirRows) {
+  for (const Case& c : bitwise_cases(true)) {
+    if (c.padded) continue;
+    Data<float> data(c);
+    data.leave(data.may_leave());
+    data.run();
+    const std::vector<float> query = data.left[0], key = data.left[1];
+    data.leave(data.may_leave());
+    PerformerState<float> state({c.batch, c.key_heads, feature_count(c.features, c.rows), c.value_dim});
+    for (Index first = 0; first < c.queries; first += 31) {
+      const Index count = std::min<Index>(31, c.queries - first);
+      auto options = data.options();
+      options.projected_query = options.projected_query.slice(2, first, count);
+      options.projected_key = options.projected_key.slice(2, first, count);
+      performer_attention(data.query_view().slice(2, first, count), data.key_view().slice(2, first, count),
+                          data.value_view().slice(2, first, count), data.out_view().slice(2, first, count), state, options);
+    }
+    EXPECT_TRUE(same_bits(data.left[0], query)) << c;
+    EXPECT_TRUE(same_bits(data.left[1], key)) << c;
+  }
+}
+
 TEST(PerformerContract, R02_R03_WorkspaceIsExact) {
   for (const bool causal : {false, true})
     for (const Index threads : {1, 3, 16}) {
@@ -445,6 +556,37 @@ TEST(PerformerContract, ErrorTexts) {
           LONGVIEW_CHANGE { data.lengths[1] = 54; });
   refused("performer_attention: options.keep_keys: shape (got 2x52, expected 2x53)", Case{.padded = true},
           LONGVIEW_CHANGE { options.keep_keys = options.keep_keys.slice(1, 0, 52); });
+  const auto leaving = [](auto& of, int which) {
+    of.leave(which);
+    return of.options();
+  };
+  refused("performer_attention: options.projected_query: has no meaning without a projection", Case{.projected = false},
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) { options = leaving(data, 1); });
+  refused("performer_attention: options.projected_key: has no meaning without a projection", Case{.projected = false},
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) { options = leaving(data, 2); });
+  refused("performer_attention: options.key_sums: has no meaning under causal: every query has sums of its own", causal,
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) { options = leaving(data, 4); });
+  refused("performer_attention: options.projected_query: shape (got 2x2x53x16, expected 2x2x53x17)", plain,
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) {
+            options = leaving(data, 7), options.projected_query = options.projected_query.slice(3, 0, 16);
+          });
+  refused("performer_attention: options.projected_key: shape (got 2x1x52x17, expected 2x1x53x17)", plain,
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) {
+            options = leaving(data, 7), options.projected_key = options.projected_key.slice(2, 0, 52);
+          });
+  refused("performer_attention: options.key_sums: shape (got 2x1x6x17, expected 2x1x7x17)", plain,
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) {
+            options = leaving(data, 7), options.key_sums = options.key_sums.slice(2, 0, 6);
+          });
+  refused("performer_attention: options.projected_key: overlaps query", plain,
+          [&](auto& data, auto& query, auto&, auto&, auto&, auto& options) {
+            options = leaving(data, 7), options.projected_key = {query.data_handle(), options.projected_key.shape()};
+          });
+  refused("performer_attention: options.key_sums: overlaps options.projected_key", plain,
+          [&](auto& data, auto&, auto&, auto&, auto&, auto& options) {
+            options = leaving(data, 7),
+            options.key_sums = {options.projected_key.data_handle(), options.key_sums.shape()};
+          });
 #undef LONGVIEW_CHANGE
 }
 
@@ -489,6 +631,10 @@ TEST(PerformerContract, FeaturesAreChecked) {
   options = data.options(), options.denominator_guard = 1;
   EXPECT_EQ(call(options, FeatureSide::key, 17),
             "performer_features: options.denominator_guard: has no meaning for features alone");
+  data.leave(Data<float>::left_sums);
+  EXPECT_EQ(call(data.options(), FeatureSide::key, 17),
+            "performer_features: options.key_sums: has no meaning for features alone");
+  data.leave(0);
   options = data.options();
   const std::vector<Index> lengths{53, 53};
   options.key_lengths = lengths;

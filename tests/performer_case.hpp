@@ -87,7 +87,27 @@ struct Data {
       result.key_lengths = lengths;
       result.keep_keys = {keep.elements().data(), {c.batch, c.keys}};
     }
+    result.projected_query = left_views[0], result.projected_key = left_views[1], result.key_sums = left_views[2];
     return result;
+  }
+
+  /// What the forward call may leave to the backward call.
+  enum Left { left_queries = 1, left_keys = 2, left_sums = 4 };
+  int may_leave() const { return (c.projected ? left_queries | left_keys : 0) | (c.causal ? 0 : left_sums); }
+  /// Room for some of it, filled with NaN, elements `step` apart; with 1 packed, else rows backwards.
+  void leave(int which, Index step = 1) {
+    const Index rows = c.projected ? c.rows : c.head_dim;
+    const Shape<4> shapes[] = {{c.batch, c.heads, c.queries, rows},
+                               {c.batch, c.key_heads, c.keys, rows},
+                               {c.batch, c.key_heads, c.value_dim + 2, feature_count(c.features, rows)}};
+    for (int at = 0; at < 3; ++at) {
+      const auto [b, h, n, d] = shapes[at];
+      left[at].assign(static_cast<std::size_t>(b * h * n * d * step), static_cast<T>(not_a_number));
+      left_views[at] = {};
+      if ((which >> at & 1) == 0) continue;
+      const TensorView<T, 4> view(left[at].data(), {b, h, n, d}, {h * n * d * step, n * d * step, d * step, step});
+      left_views[at] = step == 1 || n == 0 ? view : view.slice(2, n - 1, n, -1);
+    }
   }
   reference::PerformerOptions<double> definition() const {
     reference::PerformerOptions<double> result;
@@ -116,7 +136,8 @@ struct Data {
   reference::Tensor<double> query, key, value, projection;
   reference::Tensor<std::uint8_t> keep;
   std::vector<Index> lengths;
-  std::vector<T> q, k, v, w, out;
+  std::vector<T> q, k, v, w, out, left[3];
+  TensorView<T, 4> left_views[3];
 };
 
 template <typename T>

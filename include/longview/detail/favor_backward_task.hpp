@@ -26,13 +26,6 @@ struct FavorBackwardCall : FavorCall<T> {
 };
 
 template <typename T>
-kernel::FavorMatrix<T> favor_matrix(const TensorView<T, 4>& view, Index item, Index head) {
-  if (!view) return {};
-  return {view.data_handle() + item * view.stride(0) + head * view.stride(1), view.stride(1), view.stride(2),
-          view.stride(3)};
-}
-
-template <typename T>
 void fill_with_zeros(const TensorView<T, 4>& view) {
   if (!view) return;
   for (Index item = 0; item < view.extent(0); ++item)
@@ -112,6 +105,7 @@ class FavorBackwardSlot {
     task.forward.query_head = call.query.stride(1);
     task.forward.query_row = call.query.stride(2), task.forward.query_channel = call.query.stride(3);
     task.forward.queries = call.query.extent(2), task.forward.heads = count;
+    task.forward.projected_query = favor_matrix(call.projected_query, item, head);
     task.out = favor_matrix(call.result, item, head), task.d_out = favor_matrix(call.d_out, item, head);
     task.d_query = favor_matrix(call.d_query, item, head);
     const Index skip = head % call.group() * call.query.extent(2);

@@ -8,13 +8,20 @@
 
 namespace longview::inline v0::inline LONGVIEW_BUILD::detail {
 
+template <typename T>
+kernel::FavorMatrix<T> favor_matrix(const TensorView<T, 4>& view, Index item, Index head) {
+  if (!view) return {};
+  return {view.data_handle() + item * view.stride(0) + head * view.stride(1), view.stride(1), view.stride(2),
+          view.stride(3)};
+}
+
 /// The arguments of a call, already checked.
 template <typename T>
 struct FavorCall {
   kernel::FavorShape<T> shape;
   TensorView<const T, 2> projection;
   TensorView<const T, 4> query, key, value;     // of the features alone: query absent, value absent
-  TensorView<T, 4> out;
+  TensorView<T, 4> out, projected_query, projected_key, key_sums;
   std::span<const Index> key_lengths{};
   TensorView<const std::uint8_t, 2> keep_keys;
 
@@ -23,6 +30,7 @@ struct FavorCall {
   Index key_heads() const { return key.extent(1); }
   Index group() const { return query.extent(1) / key_heads(); }
   bool needs_maximum() const {
+    if (key_sums && shape.reads_left) return false;
     if (shape.query_side)
       return shape.map == kernel::FavorMap::trigonometric && shape.shift == kernel::FavorShift::published;
     return shape.shift == kernel::FavorShift::published || shape.shift == kernel::FavorShift::rounded ||
@@ -42,11 +50,23 @@ struct FavorCall {
       task.keep_row = keep_keys.extent(1) == 1 ? 0 : keep_keys.stride(1);
     }
     task.block_end = blocks();
+    task.projected_key = favor_matrix(projected_key, item, key_head);
+    task.left_sums = favor_matrix(key_sums, item, key_head);
     return task;
+  }
+  /// Keys that do not exist have no U, which is left as 0.
+  void clear_projected_keys() const {
+    for (Index item = 0; projected_key && item < projected_key.extent(0); ++item)
+      for (Index head = 0; head < projected_key.extent(1); ++head) {
+        const kernel::FavorTask<T> of = task(item, head);
+        for (Index j = 0; j < projected_key.extent(2); ++j)
+          for (Index f = 0; !of.is_kept(j) && f < projected_key.extent(3); ++f) projected_key(item, head, j, f) = 0;
+      }
   }
   void set_queries(kernel::FavorTask<T>& task, Index item, Index head) const {
     task.query = query.data_handle() + item * query.stride(0) + head * query.stride(1);
     task.query_head = query.stride(1), task.query_row = query.stride(2), task.query_channel = query.stride(3);
+    task.projected_query = favor_matrix(projected_query, item, head);
     set_out(task, item, head);
     task.queries = task.last = query.extent(2);
   }

@@ -70,6 +70,7 @@ bool favor_causal(Contract& contract, FavorCall<T> call, const FavorStreams<T>& 
   if (!scratch || all == 0) return static_cast<bool>(scratch);
   Carver columns(scratch.shared());
   ProjectionColumns<T>::fill(columns, call);
+  call.clear_projected_keys();
   run_tasks(run, workers, all, [&](Index number, Index worker) {
     Carver carver(scratch.of(worker));
     T* const own = carver.take<T>(own_elements);
@@ -106,7 +107,8 @@ class FavorBothWays {
       : contract_(contract), call_(call), kernels_(kernel::favor_kernel<T>()) {}
 
   void execute() {
-    const Index all = call_.query.extent(2) == 0 ? 0 : call_.query.extent(0) * call_.key_heads();
+    const bool idle = call_.query.extent(2) == 0 && !call_.projected_key && !call_.key_sums;
+    const Index all = idle ? 0 : call_.query.extent(0) * call_.key_heads();
     const Index threads = contract_.run().concurrency();
     const ByteCount sums = FavorSumsScratch<T>::size(call_);
     ByteCount shared, each;
@@ -121,6 +123,7 @@ class FavorBothWays {
     if (!scratch || all == 0) return;
     Carver carver(scratch.shared());
     ProjectionColumns<T>::fill(carver, call_);
+    call_.clear_projected_keys();
     scratch_ = &scratch, sums_ = carver.take<std::byte>(0);
     splits ? split(all, threads) : whole(all, threads);
   }

@@ -25,16 +25,6 @@ enum class FavorBackwardStep {
   maxima
 };
 
-/// A matrix for every head, or none.
-template <typename T>
-struct FavorMatrix {
-  T* data = nullptr;
-  Index head = 0, row = 0, channel = 0;
-
-  LONGVIEW_INLINE explicit operator bool() const { return data != nullptr; }
-  LONGVIEW_INLINE T* at(Index head_number, Index position) const { return data + head_number * head + position * row; }
-};
-
 /// What the sweep over queries leaves to that over keys; all but the last two (heads, queries).
 template <typename T>
 struct FavorNotes {

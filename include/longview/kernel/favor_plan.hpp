@@ -26,6 +26,18 @@ enum class FavorShift { none, given, published, rounded, running };
 
 enum class FavorStep { maximum, keys, queries, causal, features };
 
+/// A matrix for every head, or none.
+template <typename T>
+struct FavorMatrix {
+  T* data = nullptr;
+  Index head = 0, row = 0, channel = 0;
+
+  LONGVIEW_INLINE explicit operator bool() const { return data != nullptr; }
+  LONGVIEW_INLINE T* at(Index head_number, Index position) const {
+    return data == nullptr ? nullptr : data + head_number * head + position * row;
+  }
+};
+
 /// What all tasks of a call have in common. Exponents are in log2 units.
 template <typename T>
 struct FavorShape {
@@ -41,6 +53,7 @@ struct FavorShape {
   const T* columns = nullptr;                 // the projection transposed, in rows of favor_row(rows)
   T input_scale = 1, epsilon = 0, ratio = 1;  // ratio: r of r (f exp(x - c) + epsilon)
   T guard = 0, key_sum_epsilon = 0;
+  bool reads_left = false;  // backward: what the user keeps is read; else it is written
 
   LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
   /// The input is U and serves for nothing else.
@@ -115,6 +128,8 @@ struct FavorTask {
   Index heads = 1, queries = 0, first = 0, last = 0;  // last - first of the queries are asked for
   Index position = 0;                                 // of the first of a causal call
   Index block_begin = 0, block_end = 0;               // of the keys' features
+  FavorMatrix<T> projected_query, projected_key;      // U, where the user keeps it
+  FavorMatrix<T> left_sums;                           // likewise S^T, z and shifts: (value_dim + 2, features)
   FavorSums<T> sums;
   FavorStream<T> stream;
 
