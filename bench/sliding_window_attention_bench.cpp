@@ -44,6 +44,7 @@ std::vector<std::string> cells() {
     for (const int w : {32, 128, 512, 1024}) add(pass, 8192, 64, w, w);
     for (const int n : {1024, 4096, 16384, 65536}) add(pass, n, 64, 256, 256);
     for (const char* last : {"/avx2", "/t2"}) add(pass, 8192, 64, 256, 256, last);
+    add(pass, 8192, 64, 64, 64, "/t2");
   }
   add(backward, 8192, 64, 16, 16);
   add(backward, 32768, 64, 256, 256);

@@ -121,4 +121,22 @@ TYPED_TEST(SlidingWindowGradients, D02_KeysInPieces) {
   }
 }
 
+/// Tasks of one line follow each other over its keys: those of a narrow window are shorter, so that two workers have work.
+TEST(SlidingWindowBackward, T02_TasksOfANarrowWindowAreShort) {
+  const longview::Shape<4> shape{1, 1, 8192, 64};
+  const longview::TensorView<float, 4> rows(nullptr, shape);
+  const longview::TensorView<float, 3> lse(nullptr, {1, 1, 8192});
+  const auto bytes = [&](Index window, Index threads) {
+    longview::DryRun rehearsal;
+    const longview::Parallel executor{threads, longview::Sequential()};
+    longview::sliding_window_attention_backward(rows, rows, rows, {rows, lse},
+                                                {.out = rows, .query = rows, .key = rows, .value = rows},
+                                                {.window = {window, window}}, {executor, rehearsal});
+    EXPECT_TRUE(rehearsal.ok()) << rehearsal.error();
+    return rehearsal.workspace_bytes() / static_cast<std::size_t>(threads);
+  };
+  EXPECT_EQ(bytes(64, 1), bytes(4096, 1));
+  EXPECT_LT(bytes(64, 2), bytes(4096, 2) * 3 / 4);
+}
+
 }  // namespace

@@ -22,9 +22,8 @@ class BackwardWork {
         pattern_(pattern),
         segments_(segments),
         gradient_shape_(gradient_shape()),
-        blocks_(blocks_per_task(task_size(), kernel_.block_rows, total_rows(pattern), workers, 8)),
-        lines_(pattern, call.query.extent(1) > 0 ? call.key_heads() : 0, {joins_items(), joins_heads(), joins_residues()},
-               blocks_ * kernel_.block_rows),
+        blocks_(blocks_in_line(blocks_per_task(task_size(), kernel_.block_rows, total_rows(pattern), workers, 8), workers)),
+        lines_(lines(blocks_)),
         order_(lines_.lines(), lines_.length(), workers),
         alone_(workers == 1) {}
 
@@ -118,6 +117,19 @@ class BackwardWork {
     const Index width = kernel_.block_rows;
     return {kernel::backward_block_scratch(shape_, width) * size + block + segments_ * bounds,
             kernel::backward_tile_scratch(shape_, width) * size, Index{508} * 1024};  // of 512: alignment, what tasks share
+  }
+
+  Lines lines(Index blocks) const {
+    return Lines(pattern_, call_.query.extent(1) > 0 ? call_.key_heads() : 0,
+                 {joins_items(), joins_heads(), joins_residues()}, blocks * kernel_.block_rows);
+  }
+  /// Of a task, so that the workers of a line are all at work: a task begins when that before it has left its first keys,
+  /// after about rows / (2 span) of its work.
+  Index blocks_in_line(Index blocks, Index workers) const {
+    const Index count = lines(blocks).lines();
+    if (workers <= count || count == 0) return blocks;
+    const Index most = pattern_.span() / (kernel_.block_rows * ((workers + count - 1) / count));
+    return most >= blocks ? blocks : most > 1 ? most : 1;
   }
 
   // Gradients that are summed over items or heads are summed by one line. The position table has no items at all.

@@ -75,6 +75,16 @@ class BandPattern {
   Index most_rows(Index group) const {
     return heads_per_group() * ((call_.query.extent(2) + dilation(group) - 1) / dilation(group));
   }
+  /// Keys that a row sees, in the narrowest window.
+  Index span() const {
+    Index least = call_.positions;
+    for (Index group = 0; group < groups(); ++group) {
+      const Window& window = call_.window_of(group * heads_per_group());
+      const Index after = call_.scores->causal ? 0 : window.after;
+      if (window.before < least && after < least - window.before) least = window.before + after;
+    }
+    return least;
+  }
   RowSet rows(const GridPlace& place) const {
     const Index step = dilation(place.group), first = remainder(place.residue - call_.offset, step);
     const Index queries = call_.query.extent(2);

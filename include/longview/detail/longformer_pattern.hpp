@@ -92,6 +92,7 @@ class GlobalRows {
   Index residues(Index) const { return 1; }
   bool residues_share_keys() const { return false; }
   Index most_rows(Index) const { return band_.heads_per_group() * lists_.most; }
+  Index span() const { return band_.span(); }
   RowSet rows(const GridPlace& place) const {
     RowSet rows = band_.rows(place);
     rows.rows = lists_.of(place.item), rows.count = lists_.count[place.item];
