@@ -161,6 +161,32 @@ TEST_P(Performer, T01_T02_AnyExecutorGivesTheSameBits) {
     }
 }
 
+/// Segments of a causal call begin with the very sums of one sweep, also where keys grow and their shift moves.
+TEST_P(Performer, T01_SegmentsOfGrowingKeys) {
+  for (const FeatureMap map : {FeatureMap::positive, FeatureMap::hyperbolic, FeatureMap::trigonometric})
+    for (const Stabiliser stabiliser : {Stabiliser::prefix, Stabiliser::reference, Stabiliser::fixed})
+      for (const bool padded : {false, true}) {
+        const Case c{.features = map,
+                     .stabiliser = stabiliser,
+                     .causal = true,
+                     .padded = padded,
+                     .batch = 1,
+                     .queries = 500,
+                     .keys = 500,
+                     .head_dim = 4,
+                     .value_dim = 3,
+                     .rows = 100};
+        Data<float> data(c);
+        for (Index j = 0; j < c.keys; ++j)
+          for (Index e = 0; e < c.head_dim; ++e) data.key_view()(0, 0, j, e) *= 1 + static_cast<float>(j) / 64;
+        for (Index j = 0; padded && j < 160; ++j) data.keep(0, j) = 0;
+        const std::vector<float> expected = data.run();
+        for (const Index threads : {2, 3, 5, 11, 40})
+          EXPECT_TRUE(same_bits(data.run(longview::Run(Parallel{threads, Sequential()})), expected))
+              << c << " threads " << threads;
+      }
+}
+
 TEST_P(Performer, L01_L02_L03_AnyLayoutGivesTheSameBits) {
   for (const bool causal : {false, true})
     for (const Case& c : bitwise_cases(causal)) {

@@ -262,7 +262,9 @@ void PerformerAttention<T>::backward(detail::FavorBackwardCall<T> call, const Pe
 /// Work: features * (head_dim + value_dim) multiply-adds per query and per key; causal 48 * (features + value_dim) more per
 /// query. Scratch per worker, whatever the lengths: the sums and what their rounding lost, about 2 * features * value_dim
 /// elements, and inputs, features and values of 48 keys, causal of as many queries, too; once per call the projection,
-/// transposed. With 256 features of 64 channels in float 243 KiB, causal 311, and 68.
+/// transposed. With 256 features of 64 channels in float 243 KiB, causal 311, and 68. Same bits for any executor. Parallel
+/// over batch and key heads; where these are fewer than workers, sums over blocks of 96 features and then rows, causal after a
+/// search for the sums where stretches of rows begin (up to two thirds more work, and a number for every key).
 template <Element Q>
 void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const TensorView<Value<Q>, 4>& out,
                          const PerformerOptions<Value<Q>>& options = {}, Run run = {}) {

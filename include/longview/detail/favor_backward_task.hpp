@@ -58,22 +58,21 @@ class FavorBackwardSlot {
     return bytes;
   }
   static kernel::FavorBackwardTask<T> carve(std::byte* from, const FavorBackwardCall<T>& call, Index number,
-                                            Index segments = 1, Index segment = 0) {
+                                            const FavorSegmentation& segments, Index segment) {
     const Index row = kernel::favor_row(call.features()), values = kernel::favor_values(call.shape.value_dim) * row;
     const Index item = number / call.key_heads(), key_head = number % call.key_heads();
     kernel::FavorBackwardTask<T> task;
     task.forward = call.task(item, key_head);
     Carver carver(from);
-    for (Index each = 0; each < segments; ++each) {
+    for (Index each = 0; each < segments.count; ++each) {
       T* const shift = carver.take<T>(kernel::favor_chunk + 16 + call.group());
       Index* const position = carver.take<Index>(kernel::favor_stream_indices);
       if (each != segment) continue;
       task.forward.stream.shift = shift, task.forward.longest = shift + kernel::favor_chunk + 16;
       task.forward.stream.position = position;
     }
-    task.segments = segments, task.segment = segment, task.segment_length = segment_length(call, segments);
-    T* at = carver.take<T>(call.shape.causal ? 2 * segments * values : 3 * values);
-    task.segment_sums = at;
+    T* at = carver.take<T>(call.shape.causal ? 2 * segments.count * values : 3 * values);
+    task.forward.segment = {segment, segments.count, segments.length, at, nullptr};
     if (call.shape.causal) at += 2 * segment * values;
     task.forward.sums.sums = task.forward.stream.sums = task.sums = at;
     task.forward.sums.carry = task.forward.stream.carry = task.carry = at + values;
@@ -86,17 +85,13 @@ class FavorBackwardSlot {
     at = carver.take<T>((3 + (call.differentiates_queries() ? 1 : 0)) * notes);
     task.notes.offset = at, task.notes.factor = at + notes, task.notes.dot = at + 2 * notes;
     if (call.differentiates_queries()) task.notes.query_weight = at + 3 * notes;
-    if (call.shape.causal) task.notes.key_shift = carver.take<T>(call.key.extent(2));
+    if (call.shape.causal) task.forward.segment.key_shift = carver.take<T>(call.key.extent(2));
     if (call.differentiates_keys()) task.notes.key_weight = carver.take<T>(call.key.extent(2));
     set_heads(task, call, item, key_head * call.group(), call.group());
     task.d_key = favor_matrix(call.d_key, item, key_head), task.d_value = favor_matrix(call.d_value, item, key_head);
     task.differentiates_queries = call.differentiates_queries(), task.differentiates_keys = call.differentiates_keys();
     task.keeps_projected = call.keeps_projected();
     return task;
-  }
-  static Index segment_length(const FavorBackwardCall<T>& call, Index segments) {
-    const Index chunks = (call.query.extent(2) + kernel::favor_chunk - 1) / kernel::favor_chunk;
-    return (chunks + segments - 1) / segments * kernel::favor_chunk;
   }
   /// Some heads of the group; notes begin with the first of these.
   static void set_heads(kernel::FavorBackwardTask<T>& task, const FavorBackwardCall<T>& call, Index item, Index head,
@@ -123,21 +118,16 @@ class FavorBackward {
   FavorBackward(Contract& contract, const FavorBackwardCall<T>& call)
       : contract_(contract),
         call_(call),
+        segments_(call.query.extent(2), call.query.extent(0) * call.key_heads(),
+                  call.shape.causal ? contract.run().concurrency() : 1),
         forward_(kernel::favor_kernel<T>()),
         backward_(kernel::favor_backward_kernel<T>()) {}
 
   void execute() {
     const bool empty = call_.query.extent(1) == 0 || call_.query.extent(2) == 0 || call_.key.extent(2) == 0;
     const Index all = empty ? 0 : call_.query.extent(0) * call_.key_heads(), threads = contract_.run().concurrency();
-    if (call_.shape.causal && all > 0) {
-      const Index chunks = (call_.query.extent(2) + kernel::favor_chunk - 1) / kernel::favor_chunk,
-                  wanted = (threads + all - 1) / all;
-      segments_ = wanted < chunks ? wanted : chunks;
-      const Index length = FavorBackwardSlot<T>::segment_length(call_, segments_);
-      segments_ = (call_.query.extent(2) + length - 1) / length;
-    }
-    const bool splits = call_.shape.causal ? segments_ > 1 : all < threads;
-    const ByteCount slot = FavorBackwardSlot<T>::size(call_, segments_);
+    const bool splits = call_.shape.causal ? segments_.count > 1 : all < threads;
+    const ByteCount slot = FavorBackwardSlot<T>::size(call_, segments_.count);
     ByteCount shared, each;
     each.add(kernel_elements(call_.shape.causal || !splits), sizeof(T));
     kernel_bytes_ = each.bytes(), slot_bytes_ = slot.bytes();
@@ -181,7 +171,7 @@ class FavorBackward {
   void whole(Index all, Index threads) {
     run_tasks(contract_.run(), threads < all ? threads : all, all, [&](Index number, Index worker) {
       std::byte* const own = scratch_->of(worker);
-      Task task = FavorBackwardSlot<T>::carve(own + kernel_bytes_, call_, number);
+      Task task = FavorBackwardSlot<T>::carve(own + kernel_bytes_, call_, number, segments_, 0);
       if (call_.needs_maximum()) run(task, kernel::FavorStep::maximum, own);
       if (call_.shape.causal) {
         run(task, Step::causal_queries, own);
@@ -201,51 +191,46 @@ class FavorBackward {
     const auto slot = [&](Index number, Index segment = 0) {
       return FavorBackwardSlot<T>::carve(slots_ + number * slot_bytes_, call_, number, segments_, segment);
     };
-    const auto deal = [&](Index tasks, const auto& body) {
-      run_tasks(contract_.run(), threads < tasks ? threads : tasks, tasks, body);
-    };
-    const Index blocks = call_.blocks();
+    const FavorDeal deal(contract_.run(), threads);
     const auto over_blocks = [&](auto step) {
-      deal(all * blocks, [&](Index number, Index worker) {
-        Task task = slot(number / blocks);
-        task.forward.block_begin = number % blocks, task.forward.block_end = task.forward.block_begin + 1;
+      deal.over_blocks(all, call_.blocks(), [&](Index of, Index block, Index worker) {
+        Task task = slot(of);
+        task.forward.block_begin = block, task.forward.block_end = block + 1;
         run(task, step, scratch_->of(worker));
       });
     };
-    // Stretches of whole chunks, four for each worker.
-    const auto over_stretches = [&](Step step, Index heads, Index length) {
-      const Index rows = kernel::favor_chunk, items = all * heads;
-      Index stretch = (items * length / (4 * threads) + rows - 1) / rows * rows;
-      if (stretch < rows) stretch = rows;
-      const Index stretches = (length + stretch - 1) / stretch;
-      deal(items * stretches, [&](Index number, Index worker) {
-        const Index of = number / stretches / heads, head = number / stretches % heads;
+    const auto over_stretches = [&](auto step, Index heads, Index length) {
+      deal.over_stretches(all * heads, length, [&](Index number, Index first, Index last, Index worker) {
+        const Index of = number / heads;
         Task task = slot(of);
-        if (step == Step::queries)
+        if (heads > 1)
           FavorBackwardSlot<T>::set_heads(task, call_, of / call_.key_heads(),
-                                          of % call_.key_heads() * call_.group() + head, 1);
-        task.forward.first = number % stretches * stretch;
-        task.forward.last = task.forward.first + stretch < length ? task.forward.first + stretch : length;
+                                          of % call_.key_heads() * call_.group() + number % heads, 1);
+        task.forward.first = first, task.forward.last = last;
         run(task, step, scratch_->of(worker));
       });
     };
     const auto over_segments = [&](Step step) {
-      deal(all * segments_, [&](Index number, Index worker) {
-        Task task = slot(number / segments_, number % segments_);
+      deal(all * segments_.count, [&](Index number, Index worker) {
+        Task task = slot(number / segments_.count, number % segments_.count);
         run(task, step, scratch_->of(worker));
       });
     };
-    const auto over_slots = [&](Step step) {
+    const auto over_slots = [&](auto step) {
       deal(all, [&](Index number, Index worker) {
         Task task = slot(number);
+        task.forward.last = call_.query.extent(2);
         run(task, step, scratch_->of(worker));
       });
     };
     const bool running = call_.shape.shift == kernel::FavorShift::running;
     if (call_.needs_maximum()) over_blocks(kernel::FavorStep::maximum);
     if (call_.shape.causal) {
-      if (running) over_stretches(Step::find_shifts, 1, call_.key.extent(2)), over_slots(Step::join_shifts);
-      over_blocks(Step::segment_keys);
+      if (running) {
+        over_stretches(kernel::FavorStep::find_shifts, 1, call_.key.extent(2));
+        over_slots(kernel::FavorStep::join_shifts);
+      }
+      over_blocks(kernel::FavorStep::segment_keys);
       over_segments(Step::causal_queries);
       if (has_key_side()) over_blocks(Step::segment_queries), over_segments(Step::causal_keys);
     } else {
@@ -258,9 +243,10 @@ class FavorBackward {
 
   Contract& contract_;
   FavorBackwardCall<T> call_;
+  const FavorSegmentation segments_;
   kernel::FavorKernel<T> forward_;
   kernel::FavorBackwardKernel<T> backward_;
-  Index kernel_bytes_ = 0, slot_bytes_ = 0, segments_ = 1;
+  Index kernel_bytes_ = 0, slot_bytes_ = 0;
   const Scratch* scratch_ = nullptr;
   std::byte* slots_ = nullptr;
 };

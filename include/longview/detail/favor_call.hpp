@@ -114,6 +114,51 @@ struct ProjectionColumns {
   }
 };
 
+/// Causal: a sequence in `count` segments of `length` positions, whole chunks, so that every worker has one.
+struct FavorSegmentation {
+  Index count = 1, length = 0;
+
+  FavorSegmentation(Index positions, Index sequences, Index workers) {
+    const auto pieces = [](Index whole, Index piece) { return (whole + piece - 1) / piece; };
+    const Index chunks = pieces(positions, kernel::favor_chunk), wanted = sequences > 0 ? pieces(workers, sequences) : 1;
+    if (chunks == 0) return;
+    length = pieces(chunks, wanted < chunks ? wanted : chunks) * kernel::favor_chunk;
+    count = pieces(positions, length);
+  }
+};
+
+/// Deals out a step at a time.
+class FavorDeal {
+ public:
+  FavorDeal(const Run& run, Index workers) : run_(run), workers_(workers) {}
+
+  template <typename Body>
+  void operator()(Index tasks, const Body& body) const {
+    run_tasks(run_, workers_ < tasks ? workers_ : tasks, tasks, body);
+  }
+  /// body(item, block, worker)
+  template <typename Body>
+  void over_blocks(Index items, Index blocks, const Body& body) const {
+    (*this)(items * blocks, [&](Index number, Index worker) { body(number / blocks, number % blocks, worker); });
+  }
+  /// body(item, first, last, worker): stretches of whole chunks, four for each worker.
+  template <typename Body>
+  void over_stretches(Index items, Index length, const Body& body) const {
+    const Index rows = kernel::favor_chunk;
+    Index stretch = (items * length / (4 * workers_) + rows - 1) / rows * rows;
+    if (stretch < rows) stretch = rows;
+    const Index stretches = (length + stretch - 1) / stretch;
+    (*this)(items * stretches, [&](Index number, Index worker) {
+      const Index first = number % stretches * stretch;
+      body(number / stretches, first, first + stretch < length ? first + stretch : length, worker);
+    });
+  }
+
+ private:
+  const Run& run_;
+  const Index workers_;
+};
+
 template <typename T>
 Index favor_worker_elements(const FavorCall<T>& call, Index width, bool causal) {
   return kernel::favor_scratch(call.shape.head_dim, call.shape.value_dim, call.features(), width, causal,

@@ -9,8 +9,8 @@ namespace longview::inline v0::inline LONGVIEW_BUILD::kernel {
 
 /// Not causal: `queries` and `query_sums`, or both at once, then `keys`, after the sums over keys of the forward kernel.
 /// Causal: both sides in one sweep each, forwards over the queries, backwards over the keys; or in segments at once, which
-/// begin with the sums that `segment_keys` (its shifts found before, stretch by stretch) and `segment_queries` find. Last
-/// `maxima`, where the published maximum is differentiated.
+/// begin with the sums that the forward kernel's `segment_keys` and `segment_queries` find. Last `maxima`, where the published
+/// maximum is differentiated.
 enum class FavorBackwardStep {
   queries,
   query_sums,
@@ -18,14 +18,11 @@ enum class FavorBackwardStep {
   keys,
   causal_queries,
   causal_keys,
-  find_shifts,
-  join_shifts,
-  segment_keys,
   segment_queries,
   maxima
 };
 
-/// What the sweep over queries leaves to that over keys; all but the last two (heads, queries).
+/// What the sweep over queries leaves to that over keys; all but the last (heads, queries).
 template <typename T>
 struct FavorNotes {
   T* offset = nullptr;        // of features_of
@@ -33,7 +30,6 @@ struct FavorNotes {
   T* dot = nullptr;           // -<dO, O>, the gradient of the denominator, times the factor
   T* query_weight = nullptr;  // minus the gradient of the shift; trigonometric, published, differentiated
   T* key_weight = nullptr;    // (favor_padded(keys)): likewise
-  T* key_shift = nullptr;     // (keys): at every position; causal with a running shift
 };
 
 /// One step for one (batch, key head). Sums of queries R^T = dS^T stand in `sums`: of phi_q (dnum, dden)^T.
@@ -45,8 +41,6 @@ struct FavorBackwardTask {
   FavorMatrix<T> d_query, d_key, d_value;
   FavorNotes<T> notes;
   T *sums = nullptr, *carry = nullptr;  // (favor_values, favor_row)
-  Index segment = 0, segments = 1, segment_length = 0;
-  T* segment_sums = nullptr;  // causal: sums and carry of every segment, `sums` being those of this one
   bool differentiates_queries = false, differentiates_keys = false;  // through the published maximum
   bool keeps_projected = false;                                      // U: features alone do not tell their slope
 };

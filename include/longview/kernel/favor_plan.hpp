@@ -24,7 +24,9 @@ enum class FavorMap { positive, hyperbolic, trigonometric, relu, elu_plus_one, s
 /// integer in log2 units, as is that of all under `rounded`).
 enum class FavorShift { none, given, published, rounded, running };
 
-enum class FavorStep { maximum, keys, queries, causal, features };
+/// Causal in segments that are worked on at once: `segment_keys` finds the sums with which they begin, once `find_shifts`,
+/// stretch by stretch, and `join_shifts` have found the shifts, where these run.
+enum class FavorStep { maximum, keys, queries, causal, features, find_shifts, join_shifts, segment_keys };
 
 /// A matrix for every head, or none.
 template <typename T>
@@ -93,23 +95,39 @@ struct FavorStream {
   T* shift = nullptr;         // of each of these keys; then of the sums; then the running one
   Index* position = nullptr;  // of each within the chunk; then how many; then how many keys ever
 };
+/// Sums and carry.
+constexpr Index favor_sums_elements(Index features, Index value_dim) {
+  return 2 * favor_values(value_dim) * favor_row(features);
+}
+/// The chunk begun.
+constexpr Index favor_chunk_elements(Index features, Index value_dim) {
+  return favor_chunk_rows * (favor_row(features) + favor_values(value_dim)) + favor_chunk + 16;
+}
 constexpr Index favor_stream_elements(Index features, Index value_dim) {
-  return (2 * favor_values(value_dim) + favor_chunk_rows) * favor_row(features) +
-         favor_chunk_rows * favor_values(value_dim) + favor_chunk + 16;
+  return favor_sums_elements(features, value_dim) + favor_chunk_elements(features, value_dim);
 }
 inline constexpr Index favor_stream_indices = favor_chunk + 2;
 
 template <typename T>
-LONGVIEW_INLINE FavorStream<T> favor_stream(T* elements, Index* indices, Index features, Index value_dim) {
-  const Index sums = favor_values(value_dim) * favor_row(features);
+LONGVIEW_INLINE FavorStream<T> favor_stream(T* sums, T* chunk, Index* indices, Index features, Index value_dim) {
   FavorStream<T> stream;
-  stream.sums = elements, stream.carry = stream.sums + sums;
-  stream.features = stream.carry + sums;
+  stream.sums = sums, stream.carry = sums + favor_sums_elements(features, value_dim) / 2;
+  stream.features = chunk;
   stream.values = stream.features + favor_chunk_rows * favor_row(features);
   stream.shift = stream.values + favor_chunk_rows * favor_values(value_dim);
   stream.position = indices;
   return stream;
 }
+
+/// Whole chunks of a sequence, beside others of it.
+template <typename T>
+struct FavorSegment {
+  Index number = 0, count = 1, length = 0;
+  T* sums = nullptr;       // sums and carry of every segment
+  T* key_shift = nullptr;  // (keys): at every position; where it runs
+
+  LONGVIEW_INLINE Index begin() const { return number * length; }
+};
 
 /// One step for one (batch, key head); `queries` for one head, `causal` for all heads of the group.
 template <typename T>
@@ -132,6 +150,7 @@ struct FavorTask {
   FavorMatrix<T> left_sums;                           // likewise S^T, z and shifts: (value_dim + 2, features)
   FavorSums<T> sums;
   FavorStream<T> stream;
+  FavorSegment<T> segment;
 
   LONGVIEW_INLINE bool is_kept(Index at) const { return at < keys && (keep == nullptr || keep[at * keep_row] != 0); }
 };
