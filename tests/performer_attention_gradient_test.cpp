@@ -262,6 +262,23 @@ TEST_P(PerformerBackwardBits, G04_T01_T02_AnyExecutorGivesTheSameBits) {
   }
 }
 
+/// Scratch is for as many as there can be tasks.
+TEST_P(PerformerBackwardBits, T01_AnyNumberOfWorkers) {
+  for (const bool causal : {false, true}) {
+    BackwardData<float> data(Case{.causal = causal});
+    const std::vector<float> out = data.out;
+    const Answer<float> expected = data.differentiate();
+    for (const Index workers : {Index{1} << 31, Index{1} << 60, std::numeric_limits<Index>::max()}) {
+      const auto backwards = [](Index count, TaskBody body) {
+        while (count-- > 0) body(count);
+      };
+      const Parallel executor{workers, backwards};
+      EXPECT_TRUE(same_bits(data.run(longview::Run(executor)), out));
+      EXPECT_TRUE(data.differentiate(everything, longview::Run(executor)) == expected);
+    }
+  }
+}
+
 TEST_P(PerformerBackwardBits, L01_L02_L03_L07_AnyLayoutGivesTheSameBits) {
   for (const Case& c : cases()) {
     BackwardData<float> data(c);
@@ -371,6 +388,17 @@ TEST_P(PerformerBackwardBits, M02_M29_M30_PaddingAndWorkspaceAreNeverRead) {
       ASSERT_TRUE(rehearsal.ok()) << rehearsal.error();
       std::vector<std::byte> workspace(rehearsal.workspace_bytes(), std::byte{0xff});
       EXPECT_TRUE(data.differentiate(everything, longview::Run(executor, workspace)) == expected) << c;
+    }
+  }
+}
+
+TEST_P(PerformerBackwardBits, M30_WhatTheWorkspaceHeldRaisesNoFlags) {
+  for (const Case& c : cases()) {
+    BackwardData<float> data(c);
+    for (const Index threads : {1, 3}) {
+      const Parallel executor{threads, Sequential()};
+      EXPECT_EQ(test::flags_of(executor, [&](longview::Run how) { data.differentiate(everything, how); }), 0)
+          << c << " threads " << threads;
     }
   }
 }
@@ -554,7 +582,8 @@ TEST(PerformerBackwardContract, S01_S02_S03_S05_EmptyExtents) {
   for (const bool causal : {false, true})
     for (const Case& c : {Case{.causal = causal, .queries = 0, .keys = causal ? 0 : 3},
                           Case{.causal = causal, .batch = 0}, Case{.causal = causal, .heads = 0, .key_heads = 2},
-                          Case{.causal = causal, .value_dim = 0}, Case{.queries = 4, .keys = 0}}) {
+                          Case{.causal = causal, .heads = 0, .key_heads = 0}, Case{.causal = causal, .value_dim = 0},
+                          Case{.queries = 4, .keys = 0}}) {
       BackwardData<float> data(c);
       const Answer<float> got = data.differentiate();
       for (const std::vector<float>* values : {&got.query, &got.key, &got.value})

@@ -273,6 +273,17 @@ TEST_P(Performer, M29_M30_PaddingAndWorkspaceAreNeverRead) {
     }
 }
 
+TEST_P(Performer, M30_WhatTheWorkspaceHeldRaisesNoFlags) {
+  for (const bool causal : {false, true})
+    for (const Case& c : bitwise_cases(causal)) {
+      Data<float> data(c);
+      for (const Index threads : {1, 3}) {
+        const Parallel executor{threads, Sequential()};
+        EXPECT_EQ(test::flags_of(executor, [&](longview::Run how) { data.run(how); }), 0) << c << " threads " << threads;
+      }
+    }
+}
+
 TEST_P(Performer, RowsWithoutKeysAreZero) {
   for (const bool causal : {false, true}) {
     Case c{.causal = causal, .padded = true, .queries = 60, .keys = 60};
@@ -378,7 +389,9 @@ TEST_P(Performer, F03_LongStreamsStayWithinTheBound) {
 TEST_P(Performer, S01_S02_S03_S05_EmptyExtents) {
   for (const bool causal : {false, true}) {
     for (Case c : {Case{.causal = causal, .queries = 0, .keys = causal ? 0 : 3}, Case{.causal = causal, .batch = 0},
-                   Case{.causal = causal, .heads = 0, .key_heads = 0}, Case{.causal = causal, .value_dim = 0}})
+                   Case{.causal = causal, .heads = 0, .key_heads = 0}, Case{.causal = causal, .value_dim = 0},
+                   Case{.features = FeatureMap::trigonometric, .stabiliser = Stabiliser::reference, .causal = causal,
+                        .normalize = false, .heads = 0, .key_heads = 0}})
       Data<float>(c).run();
   }
   Data<float> none(Case{.keys = 0});
@@ -458,6 +471,31 @@ TEST_P(Performer, KeySumsAreThoseOfTheResult) {
             ASSERT_LE(std::abs(data.out_view()(b, h, i, e) - ratio), bound) << c;
           }
   }
+}
+
+TEST_P(Performer, KeySumsAreSumsOfFeatures) {
+  const Case c{.stabiliser = Stabiliser::fixed, .padded = true, .keys = 90, .shift = 0.5};
+  Data<double> data(c);
+  data.leave(Data<double>::left_sums);
+  data.run();
+  std::vector<double> storage(static_cast<std::size_t>(c.batch * c.key_heads * c.keys * c.rows));
+  const TensorView<double, 4> features(storage.data(), {c.batch, c.key_heads, c.keys, c.rows}), &sums = data.left_views[2];
+  auto options = data.options();
+  options.key_sums = {};
+  performer_features(data.key_view(), FeatureSide::key, features, options);
+  for (Index b = 0; b < c.batch; ++b)
+    for (Index f = 0; f < c.rows; ++f) {
+      EXPECT_DOUBLE_EQ(sums(b, 0, c.value_dim + 1, f), 0.5 * 1.4426950408889634);
+      for (Index e = 0; e <= c.value_dim; ++e) {
+        double sum = 0, size = 0;
+        for (Index j = 0; j < c.keys; ++j) {
+          const double feature = features(b, 0, j, f) * std::sqrt(static_cast<double>(c.rows));
+          const double term = feature == 0 ? 0 : feature * (e < c.value_dim ? data.value(b, 0, j, e) : 1);
+          sum += term, size += std::abs(term);
+        }
+        ASSERT_LE(std::abs(sums(b, 0, e, f) - sum), 0x1p-53 * static_cast<double>(c.keys + 8) * size);
+      }
+    }
 }
 
 TEST_P(Performer, S02_WithoutQueriesKeysAreLeftAllTheSame) {
@@ -614,6 +652,19 @@ TEST(PerformerContract, ErrorTexts) {
             options.key_sums = {options.projected_key.data_handle(), options.key_sums.shape()};
           });
 #undef LONGVIEW_CHANGE
+}
+
+TEST(PerformerContract, S09_SizesThatOverflowAreRefusedBeforeTheyAreUsed) {
+  const auto error = [](const Shape<4>& keys, const Shape<4>& values) {
+    const TensorView<float, 4> rows(nullptr, keys), value(nullptr, values);
+    DryRun rehearsal;
+    const PerformerOptions<float> options{.features = FeatureMap::trigonometric};
+    performer_attention(rows, rows, value, value, options, longview::Run(Sequential(), rehearsal));
+    return std::string(rehearsal.error());
+  };
+  constexpr Index most = std::numeric_limits<Index>::max();
+  EXPECT_NE(error({0, 1, 4, 4}, {0, 1, 4, most}), "");
+  EXPECT_NE(error({0, 1, 4, most}, {0, 1, 4, 4}), "");
 }
 
 TEST(PerformerContract, StatesAreCheckedAndUnchangedByErrors) {

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
@@ -225,6 +226,23 @@ void through_executors(std::initializer_list<Index> numbers, const Check& check)
     check(Run(first), threads), check(Run(second), threads), check(Run(third), threads);
   }
 }
+
+}  // namespace performer
+namespace test {
+/// The flags of a call whose workspace holds signalling NaN.
+template <typename Executor, typename Call>
+int flags_of(const Executor& executor, const Call& call) {
+  longview::DryRun rehearsal;
+  call(longview::Run(executor, rehearsal));
+  std::vector<std::byte> workspace(rehearsal.workspace_bytes());
+  const std::uint32_t poison = 0x7fa5a5a5;
+  for (std::size_t at = 0; at + 4 <= workspace.size(); at += 4) std::memcpy(&workspace[at], &poison, 4);
+  std::feclearexcept(FE_ALL_EXCEPT);
+  call(longview::Run(executor, workspace));
+  return std::fetestexcept(FE_INVALID | FE_DIVBYZERO | FE_OVERFLOW);
+}
+}  // namespace test
+namespace performer {
 
 template <typename F>
 std::string error_of(const F& call) {

@@ -40,12 +40,14 @@ struct PerformerOptions {
   double key_sum_epsilon = 0;                            ///< added to every component of the causal key sum
   std::span<const Index> key_lengths{};                  ///< (batch); keys from there on do not exist
   TensorView<const std::uint8_t, 2> keep_keys{};         ///< (batch, keys), extents of 1 repeat; 0: the key does not exist
-  /// Any of these three, where it is present: the forward call leaves it here and the backward call reads it, which is
-  /// faster than making it again and gives the same bits.
-  TensorView<T, 4> projected_query{};                    ///< U: (batch, heads, queries, rows of the projection)
+  /// Any of these three, where it is present: the forward call leaves it here and the backward call of the same tensors and
+  /// options reads it, which is faster than making it again and gives the same bits. U where there is a projection, in a
+  /// stream of the positions of the call:
+  TensorView<T, 4> projected_query{};                    ///< (batch, heads, queries, rows of the projection)
   TensorView<T, 4> projected_key{};                      ///< (batch, key heads, keys, rows); 0 for a key that does not exist
-  /// Not causal: (batch, key heads, value_dim + 2, features), over all keys the sums of features times values, then of
-  /// features (without normalize 0), then the shift c of each feature, times log2 e; softmax: of exp(U - c).
+  /// Not causal: (batch, key heads, value_dim + 2, features): for each feature its sum over all keys times values, its sum
+  /// over all keys (0 if neither normalize nor softmax asks for it), and its shift c times log2 e, -2^100 where there is no
+  /// key. These are features without m^-1/2, those of softmax exp(U - c).
   TensorView<T, 4> key_sums{};
 };
 
@@ -145,13 +147,14 @@ struct PerformerAttention {
       contract.fail("options.key_sum_epsilon", "has no meaning without causal");
   }
   /// What the forward call writes and the backward call reads.
-  static void check_left(detail::Contract& contract, detail::FavorCall<T>& call, const PerformerOptions<T>& options,
+  static void check_saved(detail::Contract& contract, detail::FavorCall<T>& call, const PerformerOptions<T>& options,
                          bool written) {
     const auto check_own = [&](const char* name, const TensorView<T, 4>& own, const Shape<4>& expected) {
       if (!own) return;
       written ? contract.output(name, own) : contract.input(name, own);
       contract.shape(name, own, expected);
     };
+    if (!contract.ok()) return;
     const TensorView<const T, 4>&query = call.query, &key = call.key;
     const Index rows = options.projection ? options.projection.extent(0) : key.extent(3);
     for (const auto& [name, own] : {std::pair("options.projected_query", &options.projected_query),
@@ -165,7 +168,7 @@ struct PerformerAttention {
     check_own("options.key_sums", options.key_sums,
               {key.extent(0), key.extent(1), call.value.extent(3) + 2, feature_count(options.features, rows)});
     call.projected_query = options.projected_query, call.projected_key = options.projected_key;
-    call.key_sums = options.key_sums, call.shape.reads_left = !written;
+    call.key_sums = options.key_sums, call.shape.reads_saved = !written;
   }
   static void check_state(detail::Contract& contract, const detail::FavorCall<T>& call, const PerformerState<T>& state,
                           const PerformerOptions<T>& options) {
@@ -213,7 +216,7 @@ void PerformerAttention<T>::forward(detail::FavorCall<T> call, PerformerState<T>
   detail::Contract contract("performer_attention", run);
   detail::check_rows(contract, call.query, Output<T>(call.out), call.value.extent(3));
   check_attention(contract, call, options);
-  check_left(contract, call, options, true);
+  check_saved(contract, call, options, true);
   if (state != nullptr) check_state(contract, call, *state, options);
   if (!contract.accepted()) return;
   set_shape(call, options);
@@ -239,7 +242,7 @@ void PerformerAttention<T>::backward(detail::FavorBackwardCall<T> call, const Pe
   input("out", call.result);
   contract.require(static_cast<bool>(call.d_out), "gradients.out", "is required");
   input("gradients.out", call.d_out);
-  check_left(contract, call, options, false);
+  check_saved(contract, call, options, false);
   contract.gradient("gradients.query", call.d_query, call.query.shape());
   contract.gradient("gradients.key", call.d_key, call.key.shape());
   contract.gradient("gradients.value", call.d_value, call.value.shape());
@@ -293,9 +296,9 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
 /// \throws ContractError as performer_attention, and where a gradient overlaps anything
 ///
 /// Work: features * (2 head_dim + 2 value_dim) multiply-adds per query and features * (3 head_dim + 3 value_dim) per key;
-/// causal features * head_dim and 48 * (4 features + 3 value_dim) more per query; less features * head_dim wherever
-/// options.projected_query or projected_key hold what would be projected, and features * (head_dim + value_dim) per key with
-/// options.key_sums. Sums over later queries are built up from
+/// causal features * head_dim and 48 * (4 features + 3 value_dim) more per query. With all that the forward call can leave in
+/// the options, features * (head_dim + 2 value_dim) per query and features * (head_dim + 2 value_dim) per key, causal
+/// value_dim more per key. Sums over later queries are built up from
 /// the last one: no sum is found by subtraction, no state kept on the way. Scratch per worker about features * (2 value_dim +
 /// 250) elements (not causal: 3 value_dim), and three numbers for every query of a group, causal one more for every key. Same
 /// bits for any executor. Parallel over batch and key heads; where these are fewer than workers, sums over blocks of 96

@@ -128,7 +128,7 @@ class BackwardWork {
   Index blocks_in_line(Index blocks, Index workers) const {
     const Index count = lines(blocks).lines();
     if (workers <= count || count == 0) return blocks;
-    const Index most = pattern_.span() / (kernel_.block_rows * ((workers + count - 1) / count));
+    const Index most = pattern_.span() / kernel_.block_rows / (workers / count);
     return most >= blocks ? blocks : most > 1 ? most : 1;
   }
 

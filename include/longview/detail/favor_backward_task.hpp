@@ -125,7 +125,8 @@ class FavorBackward {
 
   void execute() {
     const bool empty = call_.query.extent(1) == 0 || call_.query.extent(2) == 0 || call_.key.extent(2) == 0;
-    const Index all = empty ? 0 : call_.query.extent(0) * call_.key_heads(), threads = contract_.run().concurrency();
+    const Index all = empty ? 0 : call_.query.extent(0) * call_.key_heads();
+    const Index threads = call_.most_workers(contract_.run().concurrency());
     const bool splits = call_.shape.causal ? segments_.count > 1 : all < threads;
     const ByteCount slot = FavorBackwardSlot<T>::size(call_, segments_.count);
     ByteCount shared, each;

@@ -28,9 +28,16 @@ struct FavorCall {
   Index features() const { return shape.halves * shape.rows; }
   Index blocks() const { return (shape.rows + kernel::favor_block - 1) / kernel::favor_block; }
   Index key_heads() const { return key.extent(1); }
-  Index group() const { return query.extent(1) / key_heads(); }
+  /// No step has more tasks.
+  Index most_workers(Index workers) const {
+    const auto chunks = [](Index positions) { return (positions + kernel::favor_chunk - 1) / kernel::favor_chunk; };
+    const Index tasks = query.extent(0) * (query.extent(1) * chunks(query.extent(2)) +
+                                           key_heads() * (chunks(key.extent(2)) + blocks()));
+    return workers < tasks || tasks == 0 ? workers : tasks;
+  }
+  Index group() const { return key_heads() > 0 ? query.extent(1) / key_heads() : 0; }
   bool needs_maximum() const {
-    if (key_sums && shape.reads_left) return false;
+    if (key_sums && shape.reads_saved) return false;
     if (shape.query_side)
       return shape.map == kernel::FavorMap::trigonometric && shape.shift == kernel::FavorShift::published;
     return shape.shift == kernel::FavorShift::published || shape.shift == kernel::FavorShift::rounded ||
@@ -51,7 +58,7 @@ struct FavorCall {
     }
     task.block_end = blocks();
     task.projected_key = favor_matrix(projected_key, item, key_head);
-    task.left_sums = favor_matrix(key_sums, item, key_head);
+    task.saved_sums = favor_matrix(key_sums, item, key_head);
     return task;
   }
   /// Keys that do not exist have no U, which is left as 0.
@@ -119,7 +126,7 @@ struct FavorSegmentation {
   Index count = 1, length = 0;
 
   FavorSegmentation(Index positions, Index sequences, Index workers) {
-    const auto pieces = [](Index whole, Index piece) { return (whole + piece - 1) / piece; };
+    const auto pieces = [](Index whole, Index piece) { return whole / piece + (whole % piece != 0); };
     const Index chunks = pieces(positions, kernel::favor_chunk), wanted = sequences > 0 ? pieces(workers, sequences) : 1;
     if (chunks == 0) return;
     length = pieces(chunks, wanted < chunks ? wanted : chunks) * kernel::favor_chunk;
@@ -145,7 +152,7 @@ class FavorDeal {
   template <typename Body>
   void over_stretches(Index items, Index length, const Body& body) const {
     const Index rows = kernel::favor_chunk;
-    Index stretch = (items * length / (4 * workers_) + rows - 1) / rows * rows;
+    Index stretch = (items * length / 4 / workers_ + rows - 1) / rows * rows;
     if (stretch < rows) stretch = rows;
     const Index stretches = (length + stretch - 1) / stretch;
     (*this)(items * stretches, [&](Index number, Index worker) {

@@ -61,7 +61,8 @@ class FavorCausalSegments {
       : contract_(contract), call_(call), segments_(segments), kernels_(kernel::favor_kernel<T>()) {}
 
   void execute() {
-    const Index all = call_.query.extent(0) * call_.key_heads(), threads = contract_.run().concurrency();
+    const Index all = call_.query.extent(0) * call_.key_heads();
+    const Index threads = call_.most_workers(contract_.run().concurrency());
     const Index own_elements = favor_worker_elements(call_, kernels_.block_rows, false);
     const Index causal_elements = favor_worker_elements(call_, kernels_.block_rows, true);
     kernel_elements_ = own_elements > causal_elements ? own_elements : causal_elements;
@@ -221,7 +222,7 @@ class FavorBothWays {
   void execute() {
     const bool idle = call_.query.extent(2) == 0 && !call_.projected_key && !call_.key_sums;
     const Index all = idle ? 0 : call_.query.extent(0) * call_.key_heads();
-    const Index threads = contract_.run().concurrency();
+    const Index threads = call_.most_workers(contract_.run().concurrency());
     const ByteCount sums = FavorSumsScratch<T>::size(call_);
     ByteCount shared, each;
     each.add(favor_worker_elements(call_, kernels_.block_rows, false), sizeof(T));
@@ -275,7 +276,7 @@ class FavorBothWays {
     if (call_.needs_maximum()) over_blocks(kernel::FavorStep::maximum);
     over_blocks(kernel::FavorStep::keys);
     const Index heads = call_.query.extent(1), queries = call_.query.extent(2), rows = kernels_.block_rows;
-    Index stretch = (call_.query.extent(0) * heads * queries / (4 * threads) + rows - 1) / rows * rows;
+    Index stretch = (call_.query.extent(0) * heads * queries / 4 / threads + rows - 1) / rows * rows;
     if (stretch < rows) stretch = rows;
     const Index stretches = (queries + stretch - 1) / stretch, parts = call_.query.extent(0) * heads * stretches;
     run_tasks(contract_.run(), threads < parts ? threads : parts, parts, [&](Index number, Index worker) {

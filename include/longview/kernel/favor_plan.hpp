@@ -55,7 +55,7 @@ struct FavorShape {
   const T* columns = nullptr;                 // the projection transposed, in rows of favor_row(rows)
   T input_scale = 1, epsilon = 0, ratio = 1;  // ratio: r of r (f exp(x - c) + epsilon)
   T guard = 0, key_sum_epsilon = 0;
-  bool reads_left = false;  // backward: what the user keeps is read; else it is written
+  bool reads_saved = false;  // backward: what the user keeps is read; else it is written
 
   LONGVIEW_INLINE bool is_exponential() const { return map <= FavorMap::trigonometric; }
   /// The input is U and serves for nothing else.
@@ -147,7 +147,7 @@ struct FavorTask {
   Index position = 0;                                 // of the first of a causal call
   Index block_begin = 0, block_end = 0;               // of the keys' features
   FavorMatrix<T> projected_query, projected_key;      // U, where the user keeps it
-  FavorMatrix<T> left_sums;                           // likewise S^T, z and shifts: (value_dim + 2, features)
+  FavorMatrix<T> saved_sums;                           // likewise S^T, z and shifts: (value_dim + 2, features)
   FavorSums<T> sums;
   FavorStream<T> stream;
   FavorSegment<T> segment;
