@@ -277,7 +277,7 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
 }
 
 /// Goes on from the state, which then holds these keys, too: row by row the same bits as one call over all of them. Causal,
-/// and with the same options in every call. A call that fails at the door changes nothing.
+/// and with the same options in every call. A call that fails at the door changes nothing. Parallel over batch and key heads.
 template <Element Q>
 void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const TensorView<Value<Q>, 4>& out,
                          PerformerState<Value<Q>>& state, const PerformerOptions<Value<Q>>& options, Run run = {}) {
@@ -297,13 +297,12 @@ void performer_attention(TensorView<Q, 4> query, In<Q> key, In<Q> value, const T
 ///
 /// Work: features * (2 head_dim + 2 value_dim) multiply-adds per query and features * (3 head_dim + 3 value_dim) per key;
 /// causal features * head_dim and 48 * (4 features + 3 value_dim) more per query. With all that the forward call can leave in
-/// the options, features * (head_dim + 2 value_dim) per query and features * (head_dim + 2 value_dim) per key, causal
-/// value_dim more per key. Sums over later queries are built up from
-/// the last one: no sum is found by subtraction, no state kept on the way. Scratch per worker about features * (2 value_dim +
-/// 250) elements (not causal: 3 value_dim), and three numbers for every query of a group, causal one more for every key. Same
-/// bits for any executor. Parallel over batch and key heads; where these are fewer than workers, sums over blocks of 96
-/// features, rows over stretches of positions, causal after a search for the sums where these begin (up to a third more work,
-/// and 2 * features * value_dim elements for each worker).
+/// the options, features * (head_dim + 2 value_dim) per query and per key; causal features * value_dim more per key and those
+/// of the 48 per query. Sums over later queries are built up from the last one: no sum is found by subtraction, no state kept on
+/// the way. Scratch per worker about features * (2 value_dim + 250) elements (not causal: 3 value_dim), and three numbers for
+/// every query of a group, causal one more for every key. Same bits for any executor. Parallel over batch and key heads; where
+/// these are fewer than workers, sums over blocks of 96 features, rows over stretches of positions, causal after a search for
+/// the sums where these begin (up to a third more work, and 2 * features * value_dim elements for each worker).
 template <Element Q>
 void performer_attention_backward(TensorView<Q, 4> query, In<Q> key, In<Q> value, In<Q> out,
                                   const PerformerGradients<Value<Q>>& gradients,
