@@ -79,8 +79,7 @@ struct LinformerAttention {
     const auto check_own = [&](const char* name, const TensorView<T, 4>& own, const TensorView<T, 4>& other,
                                const Shape<4>& expected) {
       if (!own) return contract.require(!other, name, "is required beside the other projection");
-      written ? contract.output(name, own) : contract.input(name, own);
-      contract.shape(name, own, expected);
+      contract.handed_over(name, own, expected, written);
     };
     check_own("options.projected_key", options.projected_key, options.projected_value, slots.key);
     check_own("options.projected_value", options.projected_value, options.projected_key, slots.value);

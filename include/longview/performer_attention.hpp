@@ -149,11 +149,6 @@ struct PerformerAttention {
   /// What the forward call writes and the backward call reads.
   static void check_saved(detail::Contract& contract, detail::FavorCall<T>& call, const PerformerOptions<T>& options,
                          bool written) {
-    const auto check_own = [&](const char* name, const TensorView<T, 4>& own, const Shape<4>& expected) {
-      if (!own) return;
-      written ? contract.output(name, own) : contract.input(name, own);
-      contract.shape(name, own, expected);
-    };
     if (!contract.ok()) return;
     const TensorView<const T, 4>&query = call.query, &key = call.key;
     const Index rows = options.projection ? options.projection.extent(0) : key.extent(3);
@@ -162,11 +157,13 @@ struct PerformerAttention {
       if (*own && !options.projection) contract.fail(name, "has no meaning without a projection");
     if (options.key_sums && options.causal)
       contract.fail("options.key_sums", "has no meaning under causal: every query has sums of its own");
-    check_own("options.projected_query", options.projected_query,
-              {query.extent(0), query.extent(1), query.extent(2), rows});
-    check_own("options.projected_key", options.projected_key, {key.extent(0), key.extent(1), key.extent(2), rows});
-    check_own("options.key_sums", options.key_sums,
-              {key.extent(0), key.extent(1), call.value.extent(3) + 2, feature_count(options.features, rows)});
+    contract.handed_over("options.projected_query", options.projected_query,
+                         Shape<4>{query.extent(0), query.extent(1), query.extent(2), rows}, written);
+    contract.handed_over("options.projected_key", options.projected_key,
+                         Shape<4>{key.extent(0), key.extent(1), key.extent(2), rows}, written);
+    contract.handed_over(
+        "options.key_sums", options.key_sums,
+        Shape<4>{key.extent(0), key.extent(1), call.value.extent(3) + 2, feature_count(options.features, rows)}, written);
     call.projected_query = options.projected_query, call.projected_key = options.projected_key;
     call.key_sums = options.key_sums, call.shape.reads_saved = !written;
   }

@@ -5,7 +5,7 @@
 
 #include <vector>
 
-#include "longview/detail/favor_task.hpp"
+#include "longview/detail/favor_causal_task.hpp"
 
 namespace longview::inline v0 {
 

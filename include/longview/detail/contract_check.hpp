@@ -172,12 +172,17 @@ class Contract {
   void output(const char* name, const TensorView<T, Rank>& view) {
     record(name, view, true);
   }
+  /// What one call leaves to another, where it is wanted, of this shape.
+  template <typename T, std::size_t Rank>
+  void handed_over(const char* name, const TensorView<T, Rank>& view, const Shape<Rank>& expected, bool written) {
+    if (!view) return;
+    written ? output(name, view) : input(name, view);
+    shape(name, view, expected);
+  }
   /// A gradient, where it is wanted, of something of this shape.
   template <typename T, std::size_t Rank>
   void gradient(const char* name, const TensorView<T, Rank>& view, const Shape<Rank>& expected) {
-    if (!view) return;
-    output(name, view);
-    shape(name, view, expected);
+    handed_over(name, view, expected, true);
   }
   /// Likewise of something by head: an extent of 1 on the first axis sums over the heads.
   template <typename T, std::size_t Rank>

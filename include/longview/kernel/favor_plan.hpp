@@ -147,7 +147,7 @@ struct FavorTask {
   Index position = 0;                                 // of the first of a causal call
   Index block_begin = 0, block_end = 0;               // of the keys' features
   FavorMatrix<T> projected_query, projected_key;      // U, where the user keeps it
-  FavorMatrix<T> saved_sums;                           // likewise S^T, z and shifts: (value_dim + 2, features)
+  FavorMatrix<T> saved_sums;                          // likewise S^T, z and shifts: (value_dim + 2, features)
   FavorSums<T> sums;
   FavorStream<T> stream;
   FavorSegment<T> segment;
